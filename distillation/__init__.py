@@ -1,0 +1,1 @@
+"""Teacher to student: growing, initialising, fine-tuning with and without a teacher, evaluation."""

@@ -1,0 +1,260 @@
+"""Exact match and F1 of a reader, or of a predictions file, as the official SQuAD scripts compute them.
+
+    pocketqa evaluate models/student --data dev-v1.1.json
+    pocketqa evaluate models/student --data dev-v1.1.json --engine onnxruntime --run-file runs
+    pocketqa evaluate --predictions predictions.json --data dev-v1.1.json --json
+
+MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoint (PyTorch).  A predictions file maps question ids to texts.
+--limit N takes a seeded sample over all articles and says so in the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketqa import metrics, spans, squad
+from pocketqa.errors import DataError, OptionsError, TrainingError
+from pocketqa.features import Tokenizer
+from pocketqa.folders import ModelFolder, safetensors_header, sha256_file
+from pocketqa.reader import Reader
+from pocketqa.runs import DataFile, Subject, evaluation_results, mean_interval, new_run, write
+from pocketqa.runtimes import open_runtime
+from pocketqa.types import JSON, NoAnswer, QAExample, Request, Scores, SpanOptions, WindowOptions
+
+CHUNK = 256  # questions encoded, computed and decoded at once
+LONG_QUESTION = 256  # evaluation refuses no question: every SQuAD question is far shorter
+SPLIT_NAMES = ("squad-dev", "development", "training", "out-of-domain", "samples", "other")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Answers by question id, and the quantity a no-answer threshold is compared with."""
+
+    texts: dict[str, str]
+    margins: NDArray[np.float32]  # (N,) null score minus best span score, in the order of the examples
+    seconds: float
+
+
+def main(argv: list[str]) -> int:
+    """The verb `pocketqa evaluate`."""
+    given = _parser().parse_args(argv)
+    if (given.model is None) == (given.predictions is None):
+        raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
+    examples = squad.load(given.data, given.limit, given.seed)
+    if given.predictions:
+        scores = metrics.score(read_predictions(given.predictions), examples)
+        _print(scores, {"data": Path(given.data).name}, given.json)
+        return 0
+    reader = open_reader(given.model, given.engine, given.precision, given.threads)
+    has_unanswerable = any(example.is_impossible for example in examples)
+    span_options = SpanOptions(max_answer_tokens=given.max_answer_tokens, no_answer=has_unanswerable and reader.no_answer.trained)
+    window_options = WindowOptions(given.max_tokens, given.doc_stride, min(LONG_QUESTION, given.max_tokens - 8))
+    predicted = predict(reader, examples, window_options, span_options, progress=not given.json)
+    exact, overlap = metrics.per_question(predicted.texts, examples)
+    scores = metrics.summarise(exact, overlap, examples)
+    if given.out:
+        Path(given.out).write_text(json.dumps(predicted.texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    extra: JSON = {
+        "data": Path(given.data).name,
+        "model": reader.name,
+        "engine": f"{reader.info.engine} {reader.info.version}",
+        "precision": reader.info.precision,
+        "threads": reader.info.threads,
+        "seconds": round(predicted.seconds, 1),
+        "f1_interval": _interval(overlap, examples),
+        "exact_match_interval": _interval(exact, examples),
+    }
+    if given.run_file:
+        extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted)
+    _print(scores, extra, given.json)
+    return 0
+
+
+def open_reader(source: str, engine: str = "auto", precision: str | None = None, threads: int | None = None) -> Reader:
+    """A packaged folder through any engine, or a trained checkpoint through PyTorch."""
+    if ModelFolder(Path(source)).graph.exists():
+        return Reader.open(source, engine=engine, precision=precision, threads=threads)
+    if engine not in {"auto", "pytorch"}:
+        raise OptionsError(f"{source} is not a packaged model, so only PyTorch can run it. Package it first: pocketqa package {source} --out DIR")
+    folder = ModelFolder(Path(source))
+    _check_head(source)
+    runtime = open_runtime(folder, "pytorch", precision, threads)
+    name, no_answer = folder.path.name, NoAnswer()
+    if folder.manifest.exists():
+        manifest = folder.read_manifest()
+        name, no_answer = manifest.name, manifest.no_answer
+    return Reader(Tokenizer(folder.tokenizer), runtime, name, sha256_file(folder.weights), no_answer)
+
+
+def _check_head(source: str) -> None:
+    weights = ModelFolder(Path(source)).weights
+    if not weights.is_file():
+        raise TrainingError(f"Expected a packaged folder or a trained checkpoint with model.safetensors at {source}, found none.")
+    if "qa_outputs.weight" not in safetensors_header(weights):
+        raise TrainingError(f"{source} has no question-answering head. Train one with: pocketqa finetune {source} --data FILE --out DIR")
+
+
+def predict(
+    reader: Reader,
+    examples: Sequence[QAExample],
+    window_options: WindowOptions | None = None,
+    span_options: SpanOptions | None = None,
+    progress: bool = False,
+) -> Predictions:
+    """The best answer to every question, in chunks, so that memory stays flat on any file."""
+    texts: dict[str, str] = {}
+    margins = []
+    began = told = time.monotonic()
+    for at in range(0, len(examples), CHUNK):
+        chunk = examples[at : at + CHUNK]
+        encoded = reader.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
+        logits = reader.forward(encoded)
+        for example, result in zip(chunk, reader.decode(encoded, logits, span_options), strict=True):
+            texts[example.id] = result.best.text
+        margins.append(spans.null_margins(encoded, logits, span_options))
+        now = time.monotonic()
+        if progress and now - told > 10:
+            done = at + len(chunk)
+            left = (now - began) / done * (len(examples) - done)
+            print(f"{done}/{len(examples)} questions, {done / (now - began):.1f} a second, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            told = now
+    return Predictions(texts, np.concatenate(margins), time.monotonic() - began)
+
+
+def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
+    """Scores on a development split, and the no-answer threshold chosen on it.
+
+    Each question is asked of its own paragraph and, as an unanswerable one, of another paragraph of its article; the threshold maximises the
+    mean F1 over both (the "best F1 threshold" of evaluate-v2.0).  AUROC: how often a wrong paragraph has the larger margin.
+    """
+    from distillation.data import wrong_paragraphs
+
+    examples = [example for example in squad.load(dev, limit, seed) if example.answers]
+    window_options = WindowOptions(max_question_tokens=LONG_QUESTION)
+    right = predict(reader, examples, window_options, progress=True)
+    exact, overlap = metrics.per_question(right.texts, examples)
+    report: JSON = {"exact_match": 100 * float(exact.mean()), "f1": 100 * float(overlap.mean()), "count": len(examples)}
+    wrong = wrong_paragraphs(examples, len(examples), seed)
+    if wrong:
+        margins = predict(reader, wrong, window_options, progress=True).margins
+        threshold, f1 = best_threshold(right.margins, overlap, margins)
+        kept = right.margins <= threshold
+        report |= {
+            "no_answer_threshold": round(threshold, 4),
+            "no_answer_f1": 100 * f1,
+            "no_answer_auroc": auroc(right.margins, margins),
+            "f1_with_no_answer": 100 * float((overlap * kept).mean()),
+            "wrong_paragraphs": len(wrong),
+            "wrong_paragraphs_refused": float((margins > threshold).mean()),
+        }
+    return report
+
+
+def best_threshold(answerable: NDArray[np.float32], f1: NDArray[np.float64], unanswerable: NDArray[np.float32]) -> tuple[float, float]:
+    """The margin threshold with the highest mean F1, and that F1 (0 to 1).
+
+    A question is answered when its margin is at most the threshold: an answerable one then scores its F1 (N,), an unanswerable one 0; refused,
+    0 and 1.  Both kinds weigh the same, whatever their numbers.
+    """
+    margins = np.concatenate((answerable, unanswerable)).astype(np.float64)
+    gains = np.concatenate((f1 / len(f1), np.full(len(unanswerable), -1 / len(unanswerable)))) / 2  # of answering one question more
+    order = np.argsort(margins, kind="stable")
+    totals = 0.5 + np.concatenate(([0.0], np.cumsum(gains[order])))  # answering none: all unanswerable ones are right
+    last = np.append(margins[order][1:] > margins[order][:-1], True)  # equal margins are answered together
+    allowed = np.flatnonzero(np.concatenate(([True], last)))
+    best = int(allowed[totals[allowed].argmax()])
+    ordered = np.concatenate(([margins.min() - 1], margins[order], [margins.max() + 1]))
+    return float((ordered[best] + ordered[best + 1]) / 2), float(totals[best])
+
+
+def auroc(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> float:
+    """Area under the ROC curve: probability that a positive exceeds a negative, ties counting half (the Mann-Whitney statistic)."""
+    ordered = np.sort(negatives)
+    below = np.searchsorted(ordered, positives, side="left")
+    not_above = np.searchsorted(ordered, positives, side="right")
+    return float((below + not_above).mean() / (2 * len(negatives)))
+
+
+def read_predictions(path: str) -> dict[str, str]:
+    """A JSON object from question id to answer text.  Raises DataError naming the entry that is not."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON object of question id -> answer text: {error}.") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: expected a JSON object of question id -> answer text, found {type(document).__name__}.")
+    for key, value in document.items():
+        if not isinstance(value, str):
+            raise DataError(f"{path}: expected text as the answer to {key!r}, found {value!r}. No answer is the empty text.")
+    return document
+
+
+def _write_run(
+    given: argparse.Namespace,
+    argv: list[str],
+    reader: Reader,
+    examples: Sequence[QAExample],
+    scored: tuple[NDArray[np.float64], NDArray[np.float64], Scores],
+    predicted: Predictions,
+) -> str:
+    exact, overlap, scores = scored
+    results = evaluation_results(scores, exact, overlap, [e.id for e in examples], groups=[e.title or e.context for e in examples])
+    results |= {
+        "seconds": round(predicted.seconds, 1),
+        "limit": given.limit,
+        "window": {"max_tokens": given.max_tokens, "doc_stride": given.doc_stride},
+    }
+    data = DataFile(Path(given.data).name, sha256_file(Path(given.data)), len(examples), given.split)
+    subject = Subject.of(reader.name, given.role or reader.name, reader.model_hash, reader.info)
+    name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}"
+    run = new_run("evaluation", name, [subject], [data], ["pocketqa", "evaluate", *argv], results)
+    return str(write(run, given.run_file))
+
+
+def _interval(values: NDArray[np.float64], examples: Sequence[QAExample]) -> list[float]:
+    interval = mean_interval(values, [e.title or e.context for e in examples]).scaled(100)
+    return [round(interval.low, 2), round(interval.high, 2)]
+
+
+def _print(scores: Scores, extra: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        document = {"exact_match": scores.exact_match, "f1": scores.f1, "count": scores.count, **extra}
+        for key, groups in (("by_question_word", scores.by_question_word), ("by_answer_words", scores.by_answer_words)):
+            document[key] = {name: {"exact_match": part.exact_match, "f1": part.f1, "count": part.count} for name, part in groups.items()}
+        print(json.dumps(document))
+        return
+    print(", ".join(f"{key} {value}" for key, value in extra.items()))
+    print(f"{'':18}{'EM':>8}{'F1':>8}{'count':>8}")
+    rows = [("all", scores), *scores.by_question_word.items(), *scores.by_answer_words.items()]
+    for name, part in rows:
+        print(f"{name:18}{part.exact_match:8.2f}{part.f1:8.2f}{part.count:8d}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pocketqa evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="packaged folder or trained checkpoint")
+    parser.add_argument("--data", required=True, metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub name")
+    parser.add_argument("--predictions", metavar="FILE", help="score this JSON file of id -> text in place of a model")
+    parser.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino or pytorch (default auto)")
+    parser.add_argument("--precision", help="bf16 or fp32 where the engine offers a choice")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
+    parser.add_argument("--max-tokens", type=int, default=384, metavar="N", help="tokens of a window (default 384)")
+    parser.add_argument("--doc-stride", type=int, default=128, metavar="N", help="overlap of windows (default 128)")
+    parser.add_argument("--max-answer-tokens", type=int, default=30, metavar="N", help="longest answer (default 30)")
+    parser.add_argument("--out", metavar="FILE", help="write the predictions (id -> text) here")
+    parser.add_argument("--run-file", metavar="PATH", help="write a run file to this folder or .json path")
+    parser.add_argument("--split", choices=SPLIT_NAMES, default="other", help="what the data are, for the run file (default other)")
+    parser.add_argument("--role", help="teacher, student, control, ..., for the run file (default: the model's name)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    return parser

@@ -1,0 +1,282 @@
+"""Fine-tune a question-answering head, with a teacher or without.
+
+    pocketqa finetune bert-base-uncased --data train-v1.1.json --out runs-local/teacher
+    pocketqa finetune student-start --teacher runs-local/teacher --data train-v1.1.json --out runs-local/student
+    pocketqa finetune tests/tiny --data sample.json --epochs 1 --out /tmp/tiny        # seconds on a CPU
+
+With --teacher this is the DistilBERT paper's second distillation step: alpha_ce x KL to the teacher's start and end distributions at a
+temperature + alpha_squad x cross-entropy to the gold answers.  A stopped run goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distillation import losses, modeling, recipes
+from distillation.checkpoints import save_tokenizer, weights_hash
+from distillation.data import DataSource, NegativeOptions, TrainingBatch, TrainingWindow, data_hash, epoch_batches, to_batch, training_windows
+from distillation.evaluate import development_report
+from distillation.loop import LoopOptions, LoopResult, Stopped, run
+from distillation.losses import LossTerms
+from distillation.recipes import FinetuneRecipe
+from pocketqa.errors import TrainingError
+from pocketqa.features import Tokenizer
+from pocketqa.folders import write_manifest
+from pocketqa.reader import Reader
+from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
+from pocketqa.runtimes.pytorch import PyTorchRuntime
+from pocketqa.types import JSON, NoAnswer, Scores, WindowOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A fine-tuning run, fully resolved."""
+
+    model: str
+    sources: tuple[DataSource, ...]
+    out: Path
+    teacher: str | None
+    dev: str | None
+    dev_limit: int | None
+    recipe: FinetuneRecipe
+    name: str
+    run_file: Path | None = None
+
+
+def main(argv: list[str]) -> int:
+    """The verb `pocketqa finetune`."""
+    job = _parse(argv)
+    if (job.out / "config.json").exists():
+        raise TrainingError(f"{job.out} already holds a finished checkpoint. Give another --out or delete it.")
+    try:
+        summary = finetune(job)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 143
+    if job.run_file:
+        _say(f"run file: {write(_training_run(job, summary, argv), job.run_file)}")
+    print(json.dumps(summary, sort_keys=True))
+    _say(f"next: pocketqa evaluate {job.out} --data dev-v1.1.json    or    pocketqa package {job.out} --out models/{job.name}")
+    return 0
+
+
+def finetune(job: Job) -> JSON:
+    """Run a job and leave a checkpoint folder; returns its summary (also in the manifest)."""
+    recipe = job.recipe
+    torch.manual_seed(recipe.seed)
+    model = modeling.load_reader(job.model, **_dropout(job.model, recipe))
+    teacher = modeling.load_reader(job.teacher).eval() if job.teacher else None
+    work = job.out.with_name(job.out.name + ".run")
+    work.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(job.model, work)
+    tokenizer = Tokenizer(work / "tokenizer.json")
+    _check_vocabulary(tokenizer, model, teacher, job)
+    counts, windows = _windows(job, tokenizer)
+    plan = make_plan(windows, recipe)
+    _say_plan(job, model, windows, plan)
+    identity = _identity(job)
+
+    def make_batch(indices: Sequence[int]) -> TrainingBatch:
+        return to_batch([windows[i] for i in indices], tokenizer.pad_id)
+
+    result = run(model, plan, make_batch, loss_function(model, teacher, recipe), loop_options(recipe), work, identity, _say)
+    summary = _summary(job, model, counts, result, windows)
+    _finish(job, model, work, summary)
+    return summary
+
+
+def loss_function(model: nn.Module, teacher: nn.Module | None, recipe: FinetuneRecipe) -> Any:
+    """The loss of one batch: gold answers, and the teacher's soft targets where there is one."""
+
+    def loss_of(batch: TrainingBatch) -> LossTerms:
+        start, end = _logits(model, batch)  # (B, T) each
+        squad = losses.span_cross_entropy(start, end, batch.starts, batch.ends, batch.allowed)
+        if teacher is None:
+            return LossTerms(squad, {"loss": squad.detach()})
+        with torch.no_grad():
+            soft = _logits(teacher, batch)
+        ce = losses.span_kl((start, end), soft, batch.allowed, recipe.temperature)
+        total = recipe.alpha_ce * ce + recipe.alpha_squad * squad
+        return LossTerms(total, {"loss": total.detach(), "loss_ce": ce.detach(), "loss_squad": squad.detach()})
+
+    return loss_of
+
+
+def make_plan(windows: Sequence[TrainingWindow], recipe: FinetuneRecipe) -> list[list[int]]:
+    """The batches of all epochs in order; a fraction of an epoch takes its first batches."""
+    lengths = np.array([len(item.window) for item in windows])
+    plan: list[list[int]] = []
+    whole, part = int(recipe.epochs), recipe.epochs - int(recipe.epochs)
+    for epoch in range(whole + (part > 0)):
+        batches = epoch_batches(lengths, recipe.batch_tokens, seed=recipe.seed * 1000 + epoch)
+        if epoch == whole:
+            batches = batches[: max(1, round(part * len(batches)))]
+        plan += [batch.tolist() for batch in batches]
+    return plan
+
+
+def loop_options(recipe: FinetuneRecipe) -> LoopOptions:
+    """The loop's share of a recipe."""
+    return LoopOptions(
+        learning_rate=recipe.learning_rate,
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        clip=recipe.clip,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    )
+
+
+def _logits(model: nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    out = model(**modeling.inputs_of(model, batch.ids, batch.mask, batch.token_types))
+    return out.start_logits, out.end_logits
+
+
+def _dropout(source: str, recipe: FinetuneRecipe) -> dict[str, Any]:
+    if modeling.load_config(source).model_type == "bert":
+        return {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.attention_dropout}
+    return {"dropout": recipe.dropout, "attention_dropout": recipe.attention_dropout, "qa_dropout": 0.0}
+
+
+def _check_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel, teacher: PreTrainedModel | None, job: Job) -> None:
+    for source, net in ((job.model, model), (job.teacher, teacher)):
+        rows = net.config.vocab_size if net is not None else None
+        if rows is not None and rows < tokenizer.size:
+            raise TrainingError(
+                f"The tokenizer of {job.model} has {tokenizer.size} entries, {source} only {rows} embeddings: they do not belong together."
+            )
+
+
+def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingWindow]]:
+    recipe = job.recipe
+    options = WindowOptions(recipe.max_tokens, recipe.doc_stride, recipe.max_question_tokens)
+    negatives = NegativeOptions(recipe.negative_windows, recipe.wrong_paragraph)
+    counts, windows = [], []
+    for number, source in enumerate(job.sources):
+        examples = source.load(recipe.seed)
+        made = training_windows(examples, tokenizer, options, negatives, seed=recipe.seed * 1000 + number)
+        windows += made
+        counts.append(
+            {
+                "file": Path(source.path).name,
+                "sha256": data_hash(source.path),
+                "questions": len(examples),
+                "unanswerable": sum(e.is_impossible for e in examples),
+                "windows": len(made),
+            }
+        )
+        _say(f"{source.path}: {len(examples)} questions, {len(made)} windows, {sum(w.end == 0 for w in made)} of them without an answer")
+    return counts, windows
+
+
+def _say_plan(job: Job, model: nn.Module, windows: Sequence[TrainingWindow], plan: Sequence[Sequence[int]]) -> None:
+    lengths = np.array([len(item.window) for item in windows])
+    padded = sum(len(batch) * int(lengths[list(batch)].max()) for batch in plan)
+    tokens = sum(int(lengths[list(batch)].sum()) for batch in plan)
+    parameters = sum(p.numel() for p in model.parameters())
+    _say(f"model {job.model}: {parameters:,} parameters; teacher: {job.teacher or 'none'}")
+    _say(
+        f"{len(windows)} windows, {len(plan)} steps, {tokens:,} tokens, "
+        f"padding waste {100 * (1 - tokens / padded):.1f} %, {torch.get_num_threads()} threads"
+    )
+    _say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+
+
+def _identity(job: Job) -> str:
+    parts: list[object] = [dataclasses.asdict(job.recipe), [(data_hash(s.path), s.fraction) for s in job.sources], weights_hash(job.model)]
+    parts.append(weights_hash(job.teacher) if job.teacher else None)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _summary(job: Job, model: nn.Module, counts: list[JSON], result: LoopResult, windows: Sequence[TrainingWindow]) -> JSON:
+    return {
+        "name": job.name,
+        "start": weights_hash(job.model),
+        "teacher": weights_hash(job.teacher) if job.teacher else None,
+        "data": counts,
+        "recipe": dataclasses.asdict(job.recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "windows": len(windows),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "losses": result.losses,
+    }
+
+
+def _finish(job: Job, model: PreTrainedModel, work: Path, summary: JSON) -> None:
+    """Save the checkpoint, choose the no-answer threshold, write the manifest last, and put the folder in its place."""
+    model.eval()
+    model.save_pretrained(work)
+    threshold = None
+    if job.dev:
+        began = time.monotonic()
+        report = development_report(_live_reader(model, work, job), job.dev, job.dev_limit, job.recipe.seed)
+        summary["development"] = {"file": Path(job.dev).name, "sha256": data_hash(job.dev), **report, "seconds": round(time.monotonic() - began, 1)}
+        threshold = report.get("no_answer_threshold")
+        _say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  no-answer AUROC {report['no_answer_auroc']:.3f}")
+    trained = job.recipe.wrong_paragraph > 0 or any(count["unanswerable"] for count in summary["data"])
+    shutil.rmtree(work / "state", ignore_errors=True)
+    write_manifest(
+        work, kind="checkpoint", name=job.name, parent=summary["start"], config=summary, seed=job.recipe.seed, no_answer=NoAnswer(trained, threshold)
+    )
+    os.replace(work, job.out)
+
+
+def _training_run(job: Job, summary: JSON, argv: list[str]) -> RunFile:
+    development = summary.get("development")
+    best = Scores(development["exact_match"], development["f1"], development["count"]) if development else None
+    results = training_results(
+        questions=sum(count["questions"] for count in summary["data"]),
+        steps=summary["steps"],
+        tokens=summary["tokens"],
+        seconds=summary["seconds"],
+        loss=summary["losses"].get("loss"),
+        best=best,
+        recipe={**summary["recipe"], "start": summary["start"], "teacher": summary["teacher"]},
+    )
+    results["development"] = development
+    data = [DataFile(count["file"], count["sha256"], count["questions"], "training") for count in summary["data"]]
+    subject = Subject(job.name, job.name, weights_hash(str(job.out)), precision=job.recipe.precision, threads=torch.get_num_threads())
+    return new_run("training", job.name, [subject], data, ["pocketqa", "finetune", *argv], results)
+
+
+def _live_reader(model: PreTrainedModel, work: Path, job: Job) -> Reader:
+    return Reader(Tokenizer(work / "tokenizer.json"), PyTorchRuntime(model, job.recipe.precision), job.name)
+
+
+def _parse(argv: list[str]) -> Job:
+    parser = argparse.ArgumentParser(prog="pocketqa finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of a BERT or DistilBERT, with or without a question-answering head")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE[@SHARE]", help="SQuAD-format files (.json, .gz, .bz2, .xz) or Hub names")
+    parser.add_argument("--out", required=True, type=Path, help="folder to leave the checkpoint in; OUT.run holds the unfinished run")
+    parser.add_argument("--teacher", metavar="MODEL", help="a fine-tuned reader with the same vocabulary to learn from")
+    parser.add_argument("--dev", metavar="FILE", help="development split: scored at the end, and the no-answer threshold is chosen on it")
+    parser.add_argument("--dev-limit", type=int, metavar="N", help="use a seeded sample of N development questions")
+    parser.add_argument("--name", help="name in manifest and model card (default: the folder's)")
+    parser.add_argument("--run-file", type=Path, metavar="PATH", help="write a run file to this folder or .json path")
+    recipes.add_flags(parser)
+    given = parser.parse_args(argv)
+    sources = tuple(DataSource.parse(text) for text in given.data)
+    recipe, name = recipes.from_arguments(given), given.name or given.out.name
+    return Job(given.model, sources, given.out, given.teacher, given.dev, given.dev_limit, recipe, name, given.run_file)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""Checkpoints as PyTorch models: loading, growing a deeper teacher, cutting a student out of a teacher.
+
+Growing and cutting only copy tensors.  BERT's `bert.encoder.layer.3.attention.self.query` is DistilBERT's
+`distilbert.transformer.layer.3.attention.q_lin`; `BERT_TO_DISTILBERT` holds all such pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    BertConfig,
+    BertForQuestionAnswering,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    PreTrainedModel,
+)
+
+from pocketqa.errors import TrainingError
+
+BERT_TO_DISTILBERT = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+
+
+def load_reader(source: str, **overrides: Any) -> PreTrainedModel:
+    """A BERT or DistilBERT with a question-answering head from a folder or Hub name.
+
+    An encoder without the head gets a new one, drawn from torch's global generator; anything else missing is an error.
+    overrides: configuration values to set, such as dropout rates.
+    """
+    config = load_config(source)
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    model, report = AutoModelForQuestionAnswering.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    missing = [key for key in report["missing_keys"] if not key.startswith("qa_outputs.")]
+    if missing:
+        raise TrainingError(
+            f"{source} lacks {len(missing)} weights of a {config.model_type} encoder, first {missing[0]!r}. Expected a complete checkpoint."
+        )
+    return cast(PreTrainedModel, model)
+
+
+def load_config(source: str) -> Any:
+    """The configuration of a checkpoint, which must be BERT or DistilBERT."""
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise TrainingError(f"Expected a Hugging Face folder with config.json at {source}, found none.")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{source!r} is neither a model folder nor a Hub model that can be reached: {str(error).splitlines()[0]}") from None
+    if config.model_type not in {"bert", "distilbert"}:
+        raise TrainingError(f"Expected a BERT or DistilBERT checkpoint, found model type {config.model_type!r} in {source}.")
+    return config
+
+
+def depth(config: Any) -> int:
+    """Number of transformer layers of either family."""
+    return int(config.num_hidden_layers)
+
+
+def grow(model: BertForQuestionAnswering, layers: int, insert: str = "copy") -> BertForQuestionAnswering:
+    """A deeper BERT: each layer of `model` stands where it stood, followed by inserted ones.
+
+    insert="copy": each layer is repeated in place (0 0 1 1 ...; the stacking of Gong et al. 2019, in place).
+    insert="quiet": the repeated layers get zero output projections and their predecessor's last LayerNorm, so that at first they pass their input on
+        nearly unchanged (after Net2Net's deepening, Chen et al. 2016; exact where that LayerNorm's gain is uniform).
+    """
+    shallow = depth(model.config)
+    if layers % shallow:
+        raise TrainingError(f"A model of {shallow} layers grows to a multiple of {shallow}; found {layers}. Use {2 * shallow}.")
+    if insert not in {"copy", "quiet"}:
+        raise TrainingError(f"insert must be 'copy' or 'quiet', found {insert!r}.")
+    config = BertConfig.from_dict({**model.config.to_dict(), "num_hidden_layers": layers})
+    deep = BertForQuestionAnswering(config)
+    times = layers // shallow
+    source = model.state_dict()
+    state = {key: value.clone() for key, value in source.items() if ".encoder.layer." not in key}
+    for target in range(layers):
+        origin, repeated = divmod(target, times)
+        prefix = f"bert.encoder.layer.{origin}."
+        for key, value in source.items():
+            if key.startswith(prefix):
+                state[f"bert.encoder.layer.{target}." + key[len(prefix) :]] = (
+                    _quiet(key, value, source, prefix) if repeated and insert == "quiet" else value.clone()
+                )
+    deep.load_state_dict(state)
+    return deep
+
+
+def _quiet(key: str, value: Tensor, source: dict[str, Tensor], prefix: str) -> Tensor:
+    if ".output.dense." in key:
+        return torch.zeros_like(value)
+    if ".attention.output.LayerNorm." in key:
+        return source[prefix + "output.LayerNorm." + key.rsplit(".", 1)[1]].clone()
+    return value.clone()
+
+
+def every_other_layer(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
+    """Teacher layers to start a student from: evenly spread, the first and, where the teacher is not an even multiple deeper, the last included.
+
+    For 12 -> 6 this is every other layer, 0 2 4 6 8 10, which in a teacher grown in place are the layers of its ancestor.
+    """
+    if student_layers > teacher_layers:
+        raise TrainingError(
+            f"A student of {student_layers} layers cannot start from a teacher of {teacher_layers}. Ask for at most {teacher_layers}."
+        )
+    if teacher_layers % student_layers == 0:
+        return tuple(range(0, teacher_layers, teacher_layers // student_layers))
+    if student_layers == 1:
+        return (0,)
+    return tuple(round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers))
+
+
+def student_from_teacher(teacher: BertForQuestionAnswering, layers: Sequence[int], fold_token_type: bool = True) -> DistilBertForQuestionAnswering:
+    """A DistilBERT made of some layers of a BERT: embeddings, those layers and the head are copied, pooler and token types dropped.
+
+    fold_token_type: add token-type row 0 to every position, so that a student with all layers computes exactly what the teacher does on segment 0.
+        The released DistilBERT drops the row instead (fold_token_type=False).
+    """
+    config = teacher.config
+    outside = [layer for layer in layers if not 0 <= layer < depth(config)]
+    if outside or not layers:
+        raise TrainingError(f"Expected layers between 0 and {depth(config) - 1}, found {list(layers)}.")
+    student = DistilBertForQuestionAnswering(_distilbert_config(config, len(layers)))
+    source = teacher.state_dict()
+    positions = source["bert.embeddings.position_embeddings.weight"].clone()  # (512, H)
+    if fold_token_type:
+        positions += source["bert.embeddings.token_type_embeddings.weight"][0]
+    state = {
+        "distilbert.embeddings.word_embeddings.weight": source["bert.embeddings.word_embeddings.weight"].clone(),
+        "distilbert.embeddings.position_embeddings.weight": positions,
+    }
+    for part in ("weight", "bias"):
+        state[f"distilbert.embeddings.LayerNorm.{part}"] = source[f"bert.embeddings.LayerNorm.{part}"].clone()
+        state[f"qa_outputs.{part}"] = source[f"qa_outputs.{part}"].clone()
+        for target, origin in enumerate(layers):
+            for bert, distilbert in BERT_TO_DISTILBERT.items():
+                state[f"distilbert.transformer.layer.{target}.{distilbert}.{part}"] = source[f"bert.encoder.layer.{origin}.{bert}.{part}"].clone()
+    student.load_state_dict(state)
+    return student
+
+
+def _distilbert_config(config: BertConfig, layers: int) -> DistilBertConfig:
+    if config.hidden_act != "gelu":
+        raise TrainingError(f"DistilBERT students use gelu; the teacher has {config.hidden_act!r}.")
+    return DistilBertConfig(
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        sinusoidal_pos_embds=False,
+        n_layers=layers,
+        n_heads=config.num_attention_heads,
+        dim=config.hidden_size,
+        hidden_dim=config.intermediate_size,
+        dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+        initializer_range=config.initializer_range,
+        qa_dropout=0.0,
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, token_types: Tensor) -> dict[str, Tensor]:
+    """The keyword arguments a model takes: DistilBERT has no token types."""
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(model, "config").model_type == "bert":  # noqa: B009  (nn.Module types attributes as Tensor | Module)
+        inputs["token_type_ids"] = token_types
+    return inputs

@@ -1,0 +1,246 @@
+"""pocketqa package CHECKPOINT --out DIR: make the model folder that is served, from any BERT or DistilBERT question-answering checkpoint.
+
+    pocketqa package runs/student --out models/student
+    pocketqa package distilbert/distilbert-base-cased-distilled-squad --out models/paper-student --json
+
+Leaves config.json, model.safetensors (float16), model.onnx (a graph that points into the weights), the tokenizer, golden.json and manifest.json, or
+nothing at all.  A folder whose weights were written anew is repaired with: pocketqa package DIR --out DIR --force
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mobile_export.graph import DEFAULT_OPSET, OPSETS, export_graph
+from mobile_export.sources import load_model, locate, read_config, read_manifest, weight_files, weights_hash
+from mobile_export.tokenizer_files import write_tokenizer
+from pocketqa import __version__, squad
+from pocketqa.errors import CorruptFolder, EngineError, FolderError, MissingExtra
+from pocketqa.features import Tokenizer
+from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
+from pocketqa.golden import record
+from pocketqa.reader import Reader
+from pocketqa.runtimes.silence import silent_onnxruntime
+from pocketqa.types import JSON, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLES = Path(squad.__file__).with_name("samples.json")
+GOLDEN_QUESTIONS = 8
+LONGEST_GOLDEN_CONTEXT = 1500  # code points: golden questions are replayed at every start of a service
+AGREEMENT = 1e-3  # largest allowed difference of a logit between PyTorch and ONNX Runtime
+TOOLS = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "safetensors")
+NEEDED = ("torch", "transformers", "safetensors", "onnx", "optimum")
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """What was made: sizes in bytes, the hash of the weights, and the largest difference of a logit between PyTorch and ONNX Runtime."""
+
+    folder: str
+    name: str
+    model_hash: str
+    parent: str
+    parameters: int
+    weight_bytes: int
+    graph_bytes: int
+    folder_bytes: int
+    agreement: float
+    golden_questions: int
+
+    def to_json(self) -> JSON:
+        """All fields, for --json."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def main(argv: list[str]) -> int:
+    """The verb `package`."""
+    arguments = _parser().parse_args(argv)
+    say = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    began = time.perf_counter()
+    made = package(arguments.checkpoint, arguments.out, name=arguments.name, opset=arguments.opset, force=arguments.force, say=say)
+    if arguments.json:
+        print(json.dumps(made.to_json()))
+        return 0
+    say(
+        f"{made.folder}: {made.folder_bytes / 1e6:.1f} MB (weights {made.weight_bytes / 1e6:.1f} MB, graph {made.graph_bytes / 1e3:.0f} kB), "
+        f"model {made.model_hash[:12]}, in {time.perf_counter() - began:.0f} s"
+    )
+    quoted = shlex.quote(made.folder)
+    say(f"Next: pocketqa serve --student {quoted} --teacher {quoted}")
+    return 0
+
+
+def package(
+    checkpoint: str, out: str | Path, *, name: str | None = None, opset: int = DEFAULT_OPSET, force: bool = False, say: Callable[[str], None] = print
+) -> Packaged:
+    """Make the model folder `out` from a checkpoint.  Raises FolderError and its kinds, EngineError where PyTorch and ONNX Runtime disagree."""
+    _check_installed()
+    silent_onnxruntime()  # before optimum imports it
+    _check_out(checkpoint, Path(out), force)
+    source = locate(checkpoint)
+    config = read_config(source)
+    carried = read_manifest(source)
+    files = weight_files(source)
+    say(f"Reading {source}")
+    model = load_model(source, config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{config['model_type']}, {parameters / 1e6:.1f} million parameters; rounding to float16")
+    with atomic_folder(out, replace=force) as folder:
+        _write_weights(model, folder)
+        write_tokenizer(source, folder, config)
+        say(f"Exporting the graph (opset {opset})")
+        export_graph(model, folder / "model.onnx", folder / "model.safetensors", opset)
+        agreement, golden = _write_golden(ModelFolder(folder))
+        say(f"PyTorch and ONNX Runtime agree within {agreement:.1e} on {golden} golden questions")
+        _carry_card(Path(out), folder)
+        parent = weights_hash(files)
+        manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried)
+        ModelFolder(folder).verify()
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return Packaged(
+        folder=str(out),
+        name=manifest.name,
+        model_hash=manifest.files["model.safetensors"],
+        parent=parent,
+        parameters=parameters,
+        weight_bytes=sizes["model.safetensors"],
+        graph_bytes=sizes["model.onnx"],
+        folder_bytes=sum(sizes.values()),
+        agreement=agreement,
+        golden_questions=golden,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pocketqa package", description="Make the model folder that is served from a question-answering checkpoint."
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a BERT or DistilBERT question-answering folder, or its name on the Hugging Face Hub"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the model folder to make")
+    parser.add_argument("--name", help="name shown to people (default: that of the checkpoint's manifest, else of DIR)")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace DIR where it is a model folder already; it may be CHECKPOINT itself")
+    parser.add_argument("--json", action="store_true", help="print one JSON line at the end, and progress on stderr")
+    return parser
+
+
+def _check_installed() -> None:
+    for package_name in NEEDED:
+        if importlib.util.find_spec(package_name) is None:
+            raise MissingExtra(package_name, "export", "`pocketqa package`")
+
+
+def _check_out(checkpoint: str, out: Path, force: bool) -> None:
+    """Before any work: refuse what would be refused at the end, and never replace a folder that holds something else than a model."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FolderError(f"Expected to write a folder at {out}, found a file. Choose another place.")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        again = f"pocketqa package {shlex.quote(checkpoint)} --out {shlex.quote(str(out))} --force"
+        raise FolderError(f"Expected nothing at {out}, found a folder that is not empty. Choose another place, or replace it with: {again}")
+    if not (out / "config.json").is_file():
+        raise FolderError(f"{out} holds no model (no config.json), so --force does not replace it. Choose another place.")
+
+
+def _write_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Round the model's parameters to float16, in place and into model.safetensors, and write its config.json."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        half = tensor.to(torch.float16).contiguous()
+        if not torch.isfinite(half).all():
+            largest = tensor.abs().max().item()
+            raise CorruptFolder(f"Expected finite weights within float16 ({torch.finfo(torch.float16).max:.0f}); {name} reaches {largest:g}.")
+        tensor.copy_(half)  # what is exported and compared from here on are the rounded weights
+        tensors[name] = half
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_diff_dict()
+    config.pop("_name_or_path", None)
+    # Hugging Face should compute in float32, whatever the file holds; the second key is for transformers below 4.56.
+    config.update(architectures=[type(model).__name__], dtype="float32", torch_dtype="float32")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_golden(folder: ModelFolder) -> tuple[float, int]:
+    """Answer the golden questions with PyTorch as Hugging Face opens the folder, and compare ONNX Runtime.  Returns difference and count."""
+    from pocketqa.runtimes.onnx import OnnxRuntime
+    from pocketqa.runtimes.pytorch import PyTorchRuntime
+
+    tokenizer = Tokenizer(folder.tokenizer)
+    exact, served = Reader(tokenizer, PyTorchRuntime.open(folder)), Reader(tokenizer, OnnxRuntime(folder))
+    pairs = _golden_pairs()
+    encoded = exact.encode([Request(question, (context,)) for question, context in pairs])
+    real = [len(window) for window in encoded.windows]
+    expected, found = exact.forward(encoded), served.forward(encoded)  # (W, T)
+    apart = max(
+        float(np.abs(a[row, :length] - b[row, :length]).max())
+        for a, b in ((expected.start, found.start), (expected.end, found.end))
+        for row, length in enumerate(real)
+    )
+    if not apart <= AGREEMENT:  # also when it is no number
+        raise EngineError(f"Expected logits of ONNX Runtime within {AGREEMENT} of PyTorch's, found a difference of {apart:g}. No folder was written.")
+    folder.golden.write_text(record(exact, pairs).to_json(), encoding="utf-8")
+    return apart, len(pairs)
+
+
+def _golden_pairs() -> Sequence[tuple[str, str]]:
+    """One answerable question on each of the short sample passages."""
+    pairs: dict[str, str] = {}
+    for example in squad.load(SAMPLES):
+        if not example.is_impossible and len(example.context) <= LONGEST_GOLDEN_CONTEXT:
+            pairs.setdefault(example.context, example.question)
+    return [(question, context) for context, question in pairs.items()][:GOLDEN_QUESTIONS]
+
+
+def _carry_card(out: Path, folder: Path) -> None:
+    """Keep the model card of a folder that is replaced: people write it by hand."""
+    card = ModelFolder(out).card
+    if card.is_file():
+        shutil.copyfile(card, ModelFolder(folder).card)
+
+
+def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: Manifest | None) -> Manifest:
+    tools = {"pocketqa": __version__, "python": platform.python_version()}
+    tools |= {tool: importlib.metadata.version(tool) for tool in TOOLS}
+    return write_manifest(
+        folder,
+        kind="model",
+        name=name,
+        parent=parent,
+        config={"precision": "float16", "opset": opset, "checkpoint": _checkpoint_config(carried)},
+        commit=carried.commit if carried else None,
+        seed=carried.seed if carried else None,
+        no_answer=carried.no_answer if carried else None,
+        tools=tools,
+    )
+
+
+def _checkpoint_config(carried: Manifest | None) -> JSON:
+    """How the checkpoint was made; of a model folder that is packaged again, how its own checkpoint was."""
+    if carried is None:
+        return {}
+    return carried.config if carried.kind == "checkpoint" else dict(carried.config.get("checkpoint") or {})

@@ -1,0 +1,161 @@
+"""Find and load what is to be packaged: a BERT or DistilBERT question-answering folder, or the name of one on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder
+from pocketqa.folders import Manifest, ModelFolder, sha256_file
+from pocketqa.types import JSON, MAX_WINDOW_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "manifest.json",
+)
+MODEL_TYPES = ("bert", "distilbert")
+TO_SAFETENSORS = "python -c \"from transformers import AutoModelForQuestionAnswering as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\""
+
+
+def locate(source: str) -> Path:
+    """The folder of a checkpoint; one that is no folder here is fetched from the Hub.  Raises IncompleteFolder."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise IncompleteFolder(f"Expected a Hugging Face folder at {source}, found no config.json in it. Name the folder that holds the weights.")
+        return folder.resolve()
+    if folder.exists() or not HUB_NAME.fullmatch(source) or source in (".", ".."):
+        found = "a file" if folder.exists() else "nothing"
+        raise IncompleteFolder(f"Expected a checkpoint folder at {source}, found {found}. Name a folder with config.json and model.safetensors.")
+    return _download(source)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a checkpoint, usually one file.  Raises IncompleteFolder where there are none in safetensors form."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        other = next((name for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack") if (folder / name).is_file()), None)
+        found = f"only {other}, a format that is not opened here" if other else "none"
+        raise IncompleteFolder(
+            f"Expected model.safetensors in {folder}, found {found}. Convert PyTorch weights that you trust once with: {TO_SAFETENSORS}"
+        )
+    return files
+
+
+def weights_hash(files: list[Path]) -> str:
+    """sha256 of the weights; of several files, that of their hex digests in the order of their names."""
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint or model folder, None where there is none.  Its hashes are not compared: the weights may be trained further."""
+    model = ModelFolder(folder)
+    return model.read_manifest() if model.manifest.is_file() else None
+
+
+def read_config(folder: Path) -> JSON:
+    """config.json of a model that can be packaged.  Raises CorruptFolder, FolderError."""
+    path = folder / "config.json"
+    try:
+        config: JSON = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CorruptFolder(f"Expected a readable config.json at {path}, found: {error}.") from None
+    if "model_type" not in config and {"hidden_size", "num_hidden_layers", "intermediate_size"} <= set(config):
+        config["model_type"] = "bert"  # TinyBERT as published, and BERT folders older than the field
+    problems = []
+    if config.get("model_type") not in MODEL_TYPES:
+        problems.append(f"model_type should be {' or '.join(MODEL_TYPES)}, found {config.get('model_type')!r}")
+    if config.get("max_position_embeddings", MAX_WINDOW_TOKENS) < MAX_WINDOW_TOKENS:
+        problems.append(f"max_position_embeddings should be at least {MAX_WINDOW_TOKENS}, found {config['max_position_embeddings']}")
+    if len(config.get("id2label", (0, 1))) != 2 or config.get("num_labels", 2) != 2:
+        problems.append("the head should have two outputs, start and end")
+    if problems:
+        raise FolderError(f"Expected a BERT or DistilBERT that answers questions in {folder}, but {'; '.join(problems)}.")
+    return config
+
+
+def load_model(folder: Path, config: JSON) -> PreTrainedModel:
+    """The model in float32 and evaluation mode, with attention written out (the form that exports best).  Raises FolderError and its kinds."""
+    from transformers import BertConfig, BertForQuestionAnswering, DistilBertConfig, DistilBertForQuestionAnswering
+
+    kinds: dict[str, tuple[Any, Any]] = {
+        "bert": (BertConfig, BertForQuestionAnswering),
+        "distilbert": (DistilBertConfig, DistilBertForQuestionAnswering),
+    }
+    config_class, model_class = kinds[config["model_type"]]
+    try:
+        with quiet_transformers():
+            model, loading = model_class.from_pretrained(
+                folder,
+                config=config_class.from_dict(config),
+                use_safetensors=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError: the library's own tree has no root
+        raise CorruptFolder(
+            f"Expected weights of a {config['model_type']} in {folder} that fit its config.json, found: {_first_line(error)}"
+        ) from error
+    _check_complete(folder, sorted(loading["missing_keys"]))
+    loaded: PreTrainedModel = model.float().eval()
+    return loaded
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without its log lines below errors; what they warn of is checked here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_complete(folder: Path, missing: list[str]) -> None:
+    if any(name.startswith("qa_outputs.") for name in missing):
+        raise FolderError(
+            f"Expected a model that answers questions in {folder}, found one without the question-answering head (qa_outputs). "
+            f"Train it first with: pocketqa finetune {shlex.quote(str(folder))} --out DIR"
+        )
+    if missing:
+        raise CorruptFolder(
+            f"Expected all weights in {folder}; {len(missing)} are missing: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}."
+        )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except (OSError, ValueError) as error:  # every error of the Hub's client is one of the two
+        raise IncompleteFolder(
+            f"There is no folder {name} here, and the Hugging Face Hub gave no model of that name: {_first_line(error)} "
+            "Name a local folder, or try again with the network."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,60 @@
+"""coremltools, imported and run without its chatter, or an error that says what to install."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from pocketqa.errors import EngineError, MissingExtra
+
+
+def import_coremltools() -> Any:
+    """The module.  Raises EngineError on Pythons it has no libraries for, MissingExtra where it is not installed."""
+    if sys.version_info >= (3, 14):
+        found = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise EngineError(
+            f"Expected Python 3.11, 3.12 or 3.13, found {found}, which coremltools has no release for. Run this command with one of those."
+        )
+    with quiet():
+        try:
+            import coremltools
+        except ImportError as error:
+            raise MissingExtra("coremltools", "export", "reading or writing Core ML packages") from error
+    return coremltools
+
+
+def check_can_write() -> None:
+    """Raise EngineError where coremltools lacks the native library that writes weight files (https://github.com/apple/coremltools/issues/2361)."""
+    import_coremltools()
+    try:
+        import coremltools.libmilstoragepython  # noqa: F401  (its presence is the question)
+    except ImportError as error:
+        raise EngineError(
+            "Expected coremltools with its native libraries, which write weight files, found it without them. "
+            f"Install a wheel of it with: pip install --force-reinstall --only-binary :all: coremltools ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what coremltools prints while it works: log lines, progress bars, and warnings about its own use of torch and temporary folders.
+
+    Its notes do not concern the caller: versions of torch it was not tested with (`checks.py` and `hazards.py` test each export instead), and the
+    parts of Core ML that only a Mac has.  torch deprecates `jit.trace`, which remains the front end that coremltools knows best.
+    """
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+            gc.collect()  # temporary folders of coremltools are closed by the collector, with a warning: let it come here
+    finally:
+        logger.setLevel(level)

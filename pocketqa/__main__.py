@@ -1,0 +1,120 @@
+"""The `pocketqa` command: a literal table of verbs, each one file with `main(argv)`.
+
+    pocketqa --help
+    pocketqa answer --question "Who built it?" --context-file passage.txt
+
+`--help` reads the table only and imports no application, so that it works, at once, in every install.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pocketqa.errors import MissingExtra, PocketQAError
+
+# verb -> (module:function, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "serve": ("service.serve:main", "serve a teacher and a student over HTTP, with a page that compares them"),
+    "answer": ("pocketqa.answer:main", "answer a question about a text file"),
+    "evaluate": ("distillation.evaluate:main", "exact match and F1 of a model, or of a predictions file, on SQuAD-format data"),
+    "finetune": ("distillation.finetune:main", "train a checkpoint to answer questions, alone or from a teacher"),
+    "grow": ("distillation.grow:main", "make a 12-layer teacher from a 6-layer base"),
+    "student": ("distillation.student:main", "make a student from every other layer of a teacher"),
+    "package": ("mobile_export.package:main", "make a model folder (float16 weights, ONNX graph, manifest) from a checkpoint"),
+    "export": ("mobile_export.export:main", "export a model to Core ML (.mlpackage)"),
+    "report": ("pocketqa.report:main", "write RESULTS.md and the README's table from run files"),
+}
+
+# The extra that installs each optional package, to name when an import fails.
+EXTRA_OF = {
+    "openvino": "openvino",
+    "accelerate": "train",
+    "datasets": "train",
+    "safetensors": "train",
+    "torch": "train",
+    "transformers": "train",
+    "coremltools": "export",
+    "nncf": "export",
+    "onnx": "export",
+    "optimum": "export",
+    "locust": "loadtest",
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: its own, 2 for a deliberate error, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = arguments[0] if arguments else None
+    if first in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if first in ("-V", "--version"):
+        from pocketqa import __version__
+
+        print(f"pocketqa {__version__}")
+        return 0
+    if first is None:
+        print(help_text(), file=sys.stderr)
+        return USAGE_ERROR
+    if first not in VERBS:
+        print(unknown_verb(first), file=sys.stderr)
+        return USAGE_ERROR
+    return _run(first, arguments[1:])
+
+
+def help_text() -> str:
+    """The verbs with one line each."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()]
+    return "\n".join(["usage: pocketqa [--help] [--version] VERB ...", "", *lines, "", "`pocketqa VERB --help` lists the options of one verb."])
+
+
+def unknown_verb(word: str) -> str:
+    """What to say about a word that is no verb, with the nearest one."""
+    near = difflib.get_close_matches(word, VERBS, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"pocketqa: expected one of {', '.join(VERBS)}, found {word!r}.{guess} `pocketqa --help` says what each does."
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    try:
+        status = _load(verb)(arguments)
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        return status
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        return _fail(verb, MissingExtra(package, EXTRA_OF[package], f"`pocketqa {verb}`"))
+    except PocketQAError as error:
+        return _fail(verb, error)
+    except KeyboardInterrupt:
+        print(f"\npocketqa {verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left (`pocketqa report | head`): end quietly, also when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _load(verb: str) -> Callable[[list[str]], int]:
+    module, _, function = VERBS[verb][0].partition(":")
+    loaded: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _fail(verb: str, error: PocketQAError) -> int:
+    print(f"pocketqa {verb}: {error}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""pocketqa answer: put a question to text files, on the command line.
+
+pocketqa answer --question "Who built the mill?" --context "The mill was built by Ada in 1850."
+pocketqa answer --question "Who built the mill?" --context-file history.txt --context-file letters.txt --top-k 3
+curl -s https://example.org/history.txt | pocketqa answer --question "Who built the mill?" --context-file -
+pocketqa answer --question "Who built the mill?" --context-file history.txt --model models/teacher --json
+
+The answer may stand in any of the passages; its place is given in characters (Unicode code points) of the file, a leading byte-order mark not
+counted.  The exit status is 0 when an answer or "no answer" is printed, and 2 for input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pocketqa.errors import IncompleteFolder, InputError, TextError
+from pocketqa.reader import Reader
+from pocketqa.runtimes import ENGINES
+from pocketqa.types import JSON, Answer, Result, SpanOptions
+
+DEFAULT_MODEL = Path("models/student")
+STDIN = "-"
+EXCERPT_CHARACTERS = 60  # of context on each side of the answer
+OPEN, CLOSE = "«", "»"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text to look in, and what to call it."""
+
+    name: str
+    text: str
+    file: str | None = None  # as given on the command line; None for --context and standard input
+
+
+def main(argv: list[str]) -> int:
+    """Answer one question and print the result; raises PocketQAError for input that cannot be used."""
+    arguments = _parser().parse_args(argv)
+    options = SpanOptions(top_k=arguments.top_k, no_answer=arguments.no_answer)
+    passages = read_passages(arguments.passages or [])
+    reader = Reader.open(find_model(arguments.model), engine=arguments.engine)
+    result = reader.answer(arguments.question, [passage.text for passage in passages], span_options=options)
+    if arguments.json:
+        _print(json.dumps(as_json(arguments.question, passages, reader, result), ensure_ascii=False, indent=2))
+    else:
+        _print("\n".join(as_lines(passages, reader, result)))
+    return 0
+
+
+def read_passages(sources: Sequence[tuple[str, str]]) -> list[Passage]:
+    """Passages from ("text", TEXT) and ("file", FILE or "-") pairs.  Raises TextError naming file and byte."""
+    if not sources:
+        raise TextError('Expected a passage to look in, found none. Give --context "TEXT" or --context-file FILE ("-" reads standard input).')
+    if sum(source == ("file", STDIN) for source in sources) > 1:
+        raise TextError("Standard input can be read only once; give --context-file - once.")
+    passages = []
+    for number, (kind, value) in enumerate(sources, 1):
+        if kind == "text":
+            passages.append(Passage(f"passage {number}" if len(sources) > 1 else "the passage", value))
+        elif value == STDIN:
+            passages.append(Passage("standard input", decode_utf8(sys.stdin.buffer.read(), "standard input")))
+        else:
+            passages.append(Passage(value, _read_file(value), value))
+    for passage in passages:
+        if not passage.text.strip():
+            raise TextError(f"Expected text in {passage.name}, found {'only white space' if passage.text else 'nothing'}.")
+    return passages
+
+
+def decode_utf8(data: bytes, name: str) -> str:
+    """Bytes as text, line ends kept.  Raises TextError naming the first byte that is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # "utf-8-sig" counts from behind a byte-order mark
+        offset = error.start + (len(data) - len(error.object))
+        raise TextError(
+            f"{name}: expected UTF-8 text, found byte 0x{data[offset]:02x} at byte offset {offset}. "
+            "Convert it, for instance with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def find_model(given: Path | None) -> Path:
+    """The model folder named, or the bundled student: in the working directory, else beside the package in a checkout."""
+    beside = Path(__file__).resolve().parent.parent / DEFAULT_MODEL
+    folder = given or (beside if beside.is_dir() and not DEFAULT_MODEL.is_dir() else DEFAULT_MODEL)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise IncompleteFolder(
+            f"Expected a model folder at {folder}, found {found}. The repository carries models/student and models/teacher: run from a "
+            "checkout or name one with --model DIR. To make one from any BERT or DistilBERT question-answering checkpoint: "
+            "pocketqa package CHECKPOINT --out DIR"
+        )
+    return folder
+
+
+def as_lines(passages: Sequence[Passage], reader: Reader, result: Result) -> list[str]:
+    """The result for a person: answers with place and excerpt, then model, sizes and times."""
+    lines = []
+    if not result.answers:
+        lines.append("No span of the passages is admissible as an answer.")
+    for number, answer in enumerate(result.answers, 1):
+        prefix = f"{number}. " if len(result.answers) > 1 else ""
+        if answer.is_no_answer:
+            lines += [f"{prefix}(no answer in {'this passage' if len(passages) == 1 else 'these passages'})", f"   score {answer.score:.3f}"]
+            continue
+        passage = passages[answer.source]
+        lines.append(prefix + one_line(answer.text))
+        lines.append(f"   score {answer.score:.3f}, {passage.name}, characters {answer.start} to {answer.end} of {len(passage.text)}")
+        lines.append(f"   {excerpt(passage.text, answer)}")
+    info, times = reader.info, result.timings
+    stages = ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in _stages(result).items())
+    sizes = f"{_count(result.windows, 'window')}, {_count(result.tokens, 'token')}"
+    lines.append("")
+    lines.append(f"{reader.name} on {info.engine} {info.version}, {info.precision}, {_count(info.threads, 'thread')}: {sizes}")
+    lines.append(f"{stages}; {1000 * times.total:.1f} ms in all")
+    return lines
+
+
+def as_json(question: str, passages: Sequence[Passage], reader: Reader, result: Result) -> JSON:
+    """The result for a program; times in seconds, places in code points."""
+    answers = [
+        {
+            **asdict(answer),
+            "file": None if answer.is_no_answer else passages[answer.source].file,
+            "excerpt": "" if answer.is_no_answer else excerpt(passages[answer.source].text, answer),
+        }
+        for answer in result.answers
+    ]
+    return {
+        "question": question,
+        "answers": answers,
+        "model": {"name": reader.name, "sha256": reader.model_hash, **asdict(reader.info)},
+        "timings": {**_stages(result), "total": result.timings.total},
+        "windows": result.windows,
+        "tokens": result.tokens,
+    }
+
+
+def excerpt(text: str, answer: Answer) -> str:
+    """One line of the passage around the answer, which stands between « and »; "…" where text was left out."""
+    begin, end = max(0, answer.start - EXCERPT_CHARACTERS), min(len(text), answer.end + EXCERPT_CHARACTERS)
+    before, after = one_line(text[begin : answer.start]), one_line(text[answer.end : end])
+    line = f"{before.lstrip()}{OPEN}{one_line(answer.text)}{CLOSE}{after.rstrip()}"
+    return f"{'…' if begin > 0 else ''}{line}{'…' if end < len(text) else ''}"
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, and without control characters, with which a passage could steer the terminal."""
+    return "".join(" " if letter.isspace() else "\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _stages(result: Result) -> dict[str, float]:
+    return {"tokenise": result.timings.tokenise, "forward": result.timings.forward, "decode": result.timings.decode}
+
+
+def _read_file(name: str) -> str:
+    try:
+        return decode_utf8(Path(name).read_bytes(), name)
+    except OSError as error:
+        raise InputError(f"Expected a text file at {name}, but it cannot be read: {error.strerror}.") from None
+
+
+def _print(text: str) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding))  # a terminal may not have every letter of a passage
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pocketqa answer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--question", required=True, metavar="Q", help="the question")
+    add = parser.add_argument
+    add("--context", dest="passages", action="append", type=lambda v: ("text", v), metavar="TEXT", help="a passage to look in; may be repeated")
+    add("--context-file", dest="passages", action="append", type=lambda v: ("file", v), metavar="FILE", help='a UTF-8 file, "-" for standard input')
+    add("--model", type=Path, metavar="DIR", help=f"model folder (default: {DEFAULT_MODEL}, the bundled student)")
+    add("--engine", choices=("auto", *ENGINES), default="auto", help="inference engine (default: %(default)s)")
+    add("--top-k", type=int, default=1, metavar="N", help="number of answers, best first (default: %(default)s)")
+    add("--no-answer", action="store_true", help='let "no answer" compete, with the threshold in the model\'s manifest')
+    add("--json", action="store_true", help="print one JSON document")
+    return parser

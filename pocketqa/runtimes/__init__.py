@@ -1,0 +1,98 @@
+"""Inference engines behind one small interface (runtimes.base.Runtime), and the choice among them.
+
+    onnxruntime   fp32; part of the base install
+    openvino      bf16 where the processor computes it, else fp32; extra `openvino`
+    pytorch       fp32 or bf16; extra `train`; the reference
+
+No engine is imported before one is opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+from pocketqa.errors import EngineError, MissingExtra, OptionsError
+from pocketqa.folders import ModelFolder
+from pocketqa.runtimes.base import Runtime
+from pocketqa.runtimes.cores import usable_cores
+
+__all__ = ["ENGINES", "PRECISIONS", "Runtime", "available_engines", "open_runtime", "usable_cores"]
+
+AUTO = "auto"
+ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch", "transformers")}  # engine -> packages it needs
+PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16"), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16")}
+
+log = logging.getLogger("pocketqa")
+
+
+def available_engines() -> tuple[str, ...]:
+    """The engines whose packages are installed."""
+    return tuple(engine for engine, packages in ENGINES.items() if all(importlib.util.find_spec(package) for package in packages))
+
+
+def open_runtime(folder: ModelFolder, engine: str = AUTO, precision: str | None = None, threads: int | None = None) -> Runtime:
+    """Open a model folder with an engine.
+
+    engine: "auto" takes openvino where it is installed and the processor computes bf16, else onnxruntime, and logs why.
+    precision: "fp32" or "bf16"; None takes the engine's own.  threads: None takes all usable cores.
+    Raises OptionsError for settings that contradict, EngineError and MissingExtra for engines that are absent or fail, FolderError for the folder.
+    """
+    _check_options(engine, precision, threads)
+    if engine == AUTO:
+        return _open_auto(folder, precision, threads)
+    return _open(folder, engine, precision, threads)
+
+
+def _check_options(engine: str, precision: str | None, threads: int | None) -> None:
+    if engine not in PRECISIONS:
+        raise EngineError(f"Expected an engine out of {', '.join((AUTO, *ENGINES))}, found {engine!r}.")
+    problems = []
+    if precision is not None and precision not in PRECISIONS[engine]:
+        problems.append(f"the engine {engine} computes in {' or '.join(PRECISIONS[engine])}, not in {precision!r}")
+    if threads is not None and threads < 1:
+        problems.append(f"threads must be at least 1, found {threads}")
+    if problems:
+        raise OptionsError("; ".join(problems))
+
+
+def _open(folder: ModelFolder, engine: str, precision: str | None, threads: int | None) -> Runtime:
+    if engine == "openvino":
+        from pocketqa.runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(folder, precision, threads)
+    if engine == "pytorch":
+        from pocketqa.runtimes.pytorch import PyTorchRuntime
+
+        return PyTorchRuntime.open(folder, precision, threads)
+    from pocketqa.runtimes.onnx import OnnxRuntime
+
+    return OnnxRuntime(folder, threads)
+
+
+def _open_auto(folder: ModelFolder, precision: str | None, threads: int | None) -> Runtime:
+    if precision == "fp32":
+        return _open(folder, "onnxruntime", precision, threads)
+    try:
+        reason = _why_not_openvino()
+        level = logging.INFO
+        if reason is None:
+            return _open(folder, "openvino", "bf16", threads)
+    except EngineError as error:
+        reason, level = str(error), logging.WARNING
+    if precision == "bf16":
+        raise EngineError(f"No installed engine computes in bf16 here: {reason}. Leave the precision out, or ask for fp32.")
+    log.log(level, "%s: using onnxruntime in fp32, because %s", folder.path, reason)
+    return _open(folder, "onnxruntime", None, threads)
+
+
+def _why_not_openvino() -> str | None:
+    """Why "auto" does not take OpenVINO on this machine, or None.  Raises EngineError where it is installed and broken."""
+    if "openvino" not in available_engines():
+        return "the extra 'openvino' is not installed"
+    from pocketqa.runtimes.openvino import computes_bf16
+
+    try:
+        return None if computes_bf16() else "this processor does not compute in bf16"
+    except MissingExtra as error:
+        return str(error)

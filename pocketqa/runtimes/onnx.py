@@ -1,0 +1,46 @@
+"""ONNX Runtime on the CPU, in fp32: the engine of the base install."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pocketqa.errors import EngineError
+from pocketqa.folders import ModelFolder
+from pocketqa.runtimes.cores import usable_cores
+from pocketqa.runtimes.loading import OUTPUTS, check_names, feed, graph_path, plain
+from pocketqa.runtimes.silence import silent_onnxruntime
+from pocketqa.types import Batch, RuntimeInfo, SpanLogits
+
+
+class OnnxRuntime:
+    """One session over a model folder.  Sessions of ONNX Runtime may be run from several threads at once."""
+
+    lengths: tuple[int, ...] | None = None
+    max_batch: int | None = None
+
+    def __init__(self, folder: ModelFolder, threads: int | None = None) -> None:
+        """Open the folder.  Raises FolderError, and EngineError where the engine refuses the graph."""
+        onnxruntime = silent_onnxruntime()
+        threads = threads or usable_cores()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; they come as exceptions too
+        with graph_path(folder) as path:
+            try:
+                self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # the library's exceptions have no common base of their own
+                raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot open {folder.graph}: {plain(error)}") from error
+        self._inputs = [item.name for item in self._session.get_inputs()]
+        check_names(self._inputs, [item.name for item in self._session.get_outputs()], "ONNX Runtime")
+        self.info = RuntimeInfo("onnxruntime", onnxruntime.__version__, "fp32", threads)
+
+    def forward(self, batch: Batch) -> SpanLogits:
+        """Logits (B, T).  Raises EngineError."""
+        try:
+            start, end = self._session.run(list(OUTPUTS), feed(batch, self._inputs))  # (B, T) each
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot compute a batch of {batch.shape[0]} x {batch.shape[1]}: {plain(error)}") from error
+        return SpanLogits(np.asarray(start, dtype=np.float32), np.asarray(end, dtype=np.float32))

@@ -1,0 +1,77 @@
+"""OpenVINO on the CPU: bf16 where the processor computes it (several times faster with AMX), else fp32."""
+
+from __future__ import annotations
+
+import functools
+import queue
+from typing import Any
+
+import numpy as np
+
+from pocketqa.errors import EngineError
+from pocketqa.folders import ModelFolder
+from pocketqa.runtimes.cores import usable_cores
+from pocketqa.runtimes.loading import OUTPUTS, check_names, feed, graph_path, plain
+from pocketqa.runtimes.silence import silent_openvino
+from pocketqa.types import Batch, RuntimeInfo, SpanLogits
+
+DEVICE = "CPU"
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def computes_bf16() -> bool:
+    """Whether OpenVINO says that this processor computes in bf16.  Raises as `silent_openvino`, and EngineError where it has no CPU plugin."""
+    try:
+        return "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO is installed but finds no processor to compute on: {plain(error)}") from error
+
+
+class OpenVinoRuntime:
+    """One compiled model over a model folder.  Each call borrows an inference request of its own, so several threads may call at once."""
+
+    lengths: tuple[int, ...] | None = None
+    max_batch: int | None = None
+
+    def __init__(self, folder: ModelFolder, precision: str | None = None, threads: int | None = None) -> None:
+        """Compile the folder's graph; precision None takes bf16 where the processor has it.  Raises FolderError, MissingExtra, EngineError."""
+        version = silent_openvino().__version__
+        able = computes_bf16()
+        if precision == "bf16" and not able:
+            raise EngineError("OpenVINO finds no bf16 arithmetic on this processor. Leave the precision out, or ask for fp32.")
+        precision = precision or ("bf16" if able else "fp32")
+        threads = threads or usable_cores()
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # two processes, or teacher and student in one, would be pinned to the same cores
+        }
+        with graph_path(folder) as path:
+            try:
+                self._compiled = _core().compile_model(str(path), DEVICE, options)
+            except Exception as error:  # RuntimeError and others, without a base of their own
+                raise EngineError(f"OpenVINO {version} cannot open {folder.graph}: {plain(error)}") from error
+        self._inputs = [port.get_any_name() for port in self._compiled.inputs]
+        check_names(self._inputs, [port.get_any_name() for port in self._compiled.outputs], "OpenVINO")
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.info = RuntimeInfo("openvino", version.partition("-")[0], precision, threads)
+
+    def forward(self, batch: Batch) -> SpanLogits:
+        """Logits (B, T).  Raises EngineError."""
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            request.infer(feed(batch, self._inputs), share_inputs=True)
+            start, end = (np.array(request.get_tensor(name).data, dtype=np.float32) for name in OUTPUTS)  # copies (B, T): the request is used again
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot compute a batch of {batch.shape[0]} x {batch.shape[1]}: {plain(error)}") from error
+        self._idle.put(request)
+        return SpanLogits(start, end)
+
+
+@functools.cache
+def _core() -> Any:
+    return silent_openvino().Core()

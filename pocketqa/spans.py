@@ -1,0 +1,162 @@
+"""Start and end logits to answers.
+
+z(i, j) = start_i + end_j over every admissible span of every window and passage of a request: i and j on passage tokens, i <= j, at most
+max_answer_tokens long, and counted only in the window where token i has its most context, so that no span of an overlap counts twice.
+score(i, j) = exp z(i, j) / (sum of exp z over admissible spans + exp(null - threshold) when no-answer is allowed),
+worked in the log domain.  null is the lowest start + end logit of [CLS] over the windows: there is no answer only if no window
+holds one (the rule of Google's BERT run_squad.py); the threshold shifts it, so that the order of scores is the thresholded decision.
+
+Legend: W windows of one request, T positions, L longest span in tokens.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketqa.errors import EngineError, OptionsError
+from pocketqa.features import Encoded, padded_flags
+from pocketqa.types import Answer, Floats, NoAnswer, Request, Result, SpanLogits, SpanOptions, StageTimings, Window
+
+ZERO_WIDTH_JOINER = "\u200d"
+
+
+def decode(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None, no_answer: NoAnswer | None = None) -> list[Result]:
+    """Answers of every encoded request from logits (W, T) over all of its windows.
+
+    Raises OptionsError for no-answer from a checkpoint not trained for it and for spans longer than the overlap can hold; EngineError
+    for logits of another shape or not finite.
+    """
+    options = options or SpanOptions()
+    threshold = _null_threshold(options, no_answer or NoAnswer())
+    _check_logits(encoded, logits)
+    results = []
+    for request, (first, last) in zip(encoded.requests, encoded.ranges, strict=True):
+        began = time.perf_counter()
+        windows = encoded.windows[first:last]
+        _check_overlap(windows, options, encoded.options.doc_stride)
+        answers = _decode_request(request, windows, logits.start[first:last], logits.end[first:last], options, threshold)
+        tokens = sum(len(window) for window in windows)
+        results.append(Result(answers, StageTimings(decode=time.perf_counter() - began), len(windows), tokens))
+    return results
+
+
+def null_margins(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None) -> Floats:
+    """(N,) null score minus best span score: the quantity that a no-answer threshold is compared with."""
+    options = options or SpanOptions()
+    margins = np.zeros(len(encoded.requests), dtype=np.float32)
+    for r, (first, last) in enumerate(encoded.ranges):
+        start, end = logits.start[first:last], logits.end[first:last]
+        z = span_scores(encoded.windows[first:last], start, end, options.max_answer_tokens)
+        margins[r] = (start[:, 0] + end[:, 0]).min() - z.max()
+    return margins
+
+
+def span_scores(windows: tuple[Window, ...], start: Floats, end: Floats, max_answer_tokens: int) -> NDArray[np.float64]:
+    """z (L, W, T): entry [d, w, i] is the score of the span from i to i + d of window w, -inf where it is not admissible."""
+    length = max(len(window) for window in windows)
+    starts = np.where(padded_flags((w.max_context for w in windows), length), start[:, :length].astype(np.float64), -np.inf)  # (W, T)
+    ends = np.where(padded_flags((w.context_mask for w in windows), length), end[:, :length].astype(np.float64), -np.inf)  # (W, T)
+    longest = min(max_answer_tokens, length)
+    z = np.full((longest, *starts.shape), -np.inf)
+    for d in range(longest):
+        np.add(starts[:, : length - d], ends[:, d:], out=z[d, :, : length - d])
+    return z
+
+
+def _decode_request(
+    request: Request, windows: tuple[Window, ...], start: Floats, end: Floats, options: SpanOptions, threshold: float | None
+) -> tuple[Answer, ...]:
+    z = span_scores(windows, start, end, options.max_answer_tokens)
+    null = -np.inf if threshold is None else float((start[:, 0].astype(np.float64) + end[:, 0]).min()) - threshold
+    top = max(float(z.max()), null)
+    log_total = top + np.log(np.exp(z - top).sum() + np.exp(null - top))
+    answers = _best_spans(request, windows, z, options, log_total)
+    if threshold is not None:
+        answers.append(Answer("", 0, 0, float(np.exp(null - log_total)), is_no_answer=True))
+        answers.sort(key=lambda answer: -answer.score)  # stable: a span wins a tie
+    return tuple(answers[: options.top_k])
+
+
+def _best_spans(request: Request, windows: tuple[Window, ...], z: NDArray[np.float64], options: SpanOptions, log_total: float) -> list[Answer]:
+    """The top_k spans by score; looks at more and more candidates until enough of them are distinct."""
+    flat = z.ravel()
+    admissible = int(np.isfinite(flat).sum())
+    wanted = 1 if options.top_k == 1 else 32 * options.top_k
+    while True:
+        wanted = min(wanted, admissible)
+        candidates = np.array([flat.argmax()]) if wanted == 1 else np.argpartition(-flat, wanted - 1)[:wanted]
+        chosen = _distinct(request, windows, z, candidates, options, log_total)
+        if len(chosen) == options.top_k or wanted == admissible:
+            return chosen
+        wanted *= 8
+
+
+def _distinct(
+    request: Request, windows: tuple[Window, ...], z: NDArray[np.float64], candidates: NDArray[np.intp], options: SpanOptions, log_total: float
+) -> list[Answer]:
+    found = []
+    for d, w, i in zip(*np.unravel_index(candidates, z.shape), strict=True):
+        window = windows[w]
+        begin, end = int(window.offsets[i, 0]), int(window.offsets[i + d, 1])
+        found.append((-float(z[d, w, i]), window.source, begin, end))
+    chosen: list[Answer] = []
+    for negative, source, begin, end in sorted(found):
+        context = request.contexts[source]
+        end = whole_characters(context, end)
+        rivals = [a for a in chosen if a.source == source and begin < a.end and a.start < end]
+        # Several tokens may stand on one character (Hangul), so even overlapping spans are kept once each.
+        if any(options.overlaps is False or (a.start, a.end) == (begin, end) for a in rivals):
+            continue
+        chosen.append(Answer(context[begin:end], begin, end, min(1.0, float(np.exp(-negative - log_total))), source))
+        if len(chosen) == options.top_k:
+            break
+    return chosen
+
+
+def whole_characters(text: str, end: int) -> int:
+    """`end` moved past combining marks, variation selectors, emoji modifiers and joined emoji, so that no visible character is cut."""
+    while end < len(text):
+        following = text[end]
+        if following == ZERO_WIDTH_JOINER and end + 1 < len(text):
+            end += 2
+        elif unicodedata.category(following) in {"Mn", "Me", "Mc"} or "\U0001f3fb" <= following <= "\U0001f3ff":
+            end += 1
+        else:
+            break
+    return end
+
+
+def _null_threshold(options: SpanOptions, no_answer: NoAnswer) -> float | None:
+    if not options.no_answer:
+        return None
+    if not no_answer.trained:
+        raise OptionsError(
+            "This model was not trained with unanswerable questions, so it cannot say that a passage holds no answer. Ask without no_answer."
+        )
+    if options.no_answer_threshold is not None:
+        return options.no_answer_threshold
+    return no_answer.threshold or 0.0
+
+
+def _check_overlap(windows: tuple[Window, ...], options: SpanOptions, overlap: int) -> None:
+    # In an overlap of o tokens, a token's best window holds at least (o - 1) // 2 tokens after it: longer spans could be cut off.
+    longest = (overlap - 1) // 2 + 1
+    if options.max_answer_tokens > longest and len(windows) > 1 and any(w.first_token > 0 for w in windows):
+        raise OptionsError(
+            f"Answers of {options.max_answer_tokens} tokens need windows that overlap by at least {2 * options.max_answer_tokens - 1}; "
+            f"doc_stride is {overlap}. "
+            f"Raise doc_stride or lower max_answer_tokens to {max(longest, 0)}."
+        )
+
+
+def _check_logits(encoded: Encoded, logits: SpanLogits) -> None:
+    longest = max((len(window) for window in encoded.windows), default=0)
+    for name, values in (("start", logits.start), ("end", logits.end)):
+        if values.ndim != 2 or values.shape[0] != len(encoded.windows) or values.shape[1] < longest:
+            raise EngineError(f"Expected {name} logits of shape ({len(encoded.windows)}, at least {longest}), found {values.shape}.")
+        if not np.isfinite(values).all():
+            raise EngineError(f"The engine returned {name} logits that are not finite: the weights or the precision overflow.")

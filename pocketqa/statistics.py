@@ -1,0 +1,197 @@
+"""Summaries of timings, and bootstrap intervals of means, paired differences and ratios.
+
+Every interval is the percentile interval of the non-parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+Paired figures resample pairs (chapter 8: the unit that is independent is the unit that is drawn), and with `groups` whole groups are drawn, since
+the questions of one passage or article are not independent of each other.
+
+A resample is held as how often each unit was drawn, (R, U): means are then products of matrices, and medians cumulative sums in one fixed order.
+Legend: N values, U units (the values themselves, or the groups), R resamples of one chunk, K columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pocketqa.errors import OptionsError
+from pocketqa.types import JSON
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+CHUNK_ELEMENTS = 4_000_000  # drawn units held at once: 32 MB of 64-bit counts
+TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
+
+Values = NDArray[np.float64]
+Groups = Sequence[str] | Sequence[int] | NDArray[np.int_]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the ends of its interval, in the unit of the estimate."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        """The same interval in another unit (100 for percent); a negative factor exchanges the ends."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Interval(self.value * factor, low, high)
+
+    def to_json(self, digits: int = 6) -> JSON:
+        """{"value", "low", "high"}, rounded."""
+        return {name: round(value, digits) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, record: JSON) -> Interval:
+        """The inverse of to_json."""
+        return cls(float(record["value"]), float(record["low"]), float(record["high"]))
+
+
+@dataclass(frozen=True, slots=True)
+class TimingSummary:
+    """Durations in one number each: mean and percentiles, in `unit`."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    unit: str = "ms"
+
+    def to_json(self, digits: int = 4) -> JSON:
+        """All fields, rounded."""
+        return {name: round(value, digits) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def summarise_times(seconds: ArrayLike, unit: str = "ms") -> TimingSummary:
+    """Summary of durations (N,) given in seconds.  Percentiles interpolate linearly between order statistics (numpy's default).
+
+    Raises OptionsError for no values, values that are negative or not finite, or an unknown unit.
+    """
+    if unit not in TIME_UNITS:
+        raise OptionsError(f"The unit of a timing summary must be one of {', '.join(TIME_UNITS)}, found {unit!r}.")
+    values = _checked(seconds)
+    if values.min() < 0:
+        raise OptionsError(f"Durations cannot be negative, found {values.min()} s.")
+    p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)) * TIME_UNITS[unit])
+    return TimingSummary(len(values), float(values.mean() * TIME_UNITS[unit]), p50, p90, p99, unit)
+
+
+def mean_interval(values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+    """Mean of values (N,) with its bootstrap interval."""
+    checked = _checked(values)
+    return percentile_interval(float(checked.mean()), resampled_means(checked[:, None], groups, resamples, seed)[:, 0], level)
+
+
+def mean_difference(
+    first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """mean(first) - mean(second) of paired values (N,), with its paired bootstrap interval."""
+    a, b = _checked_pair(first, second)
+    difference = a - b  # (N,)
+    return percentile_interval(float(difference.mean()), resampled_means(difference[:, None], groups, resamples, seed)[:, 0], level)
+
+
+def mean_ratio(
+    first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """mean(first) / mean(second) of paired values (N,), with its paired bootstrap interval.  The second mean must be positive in every resample."""
+    a, b = _checked_pair(first, second)
+    means = resampled_means(np.stack((a, b), axis=1), groups, resamples, seed)  # (resamples, 2)
+    if b.mean() <= 0 or means[:, 1].min() <= 0:
+        raise OptionsError(f"A ratio needs a positive mean below the line, found {b.mean()} (lowest in a resample: {means[:, 1].min()}).")
+    return percentile_interval(float(a.mean() / b.mean()), means[:, 0] / means[:, 1], level)
+
+
+def median_ratio(
+    first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """median(first) / median(second) of paired values (N,), with its paired bootstrap interval: how many times slower `first` is."""
+    a, b = _checked_pair(first, second)
+    if b.min() <= 0:
+        raise OptionsError(f"A ratio of medians needs positive values below the line, found {b.min()}.")
+    units, membership = _units(groups, len(a))
+    draws = _draws(units, resamples, seed, width=len(a))
+    ratios = [_weighted_medians(a, drawn, membership) / _weighted_medians(b, drawn, membership) for drawn in draws]
+    return percentile_interval(float(np.median(a) / np.median(b)), np.concatenate(ratios), level)
+
+
+def passes_gate(loss: Interval, limit: float) -> bool:
+    """Whether a loss is shown to be small: the upper end of its interval lies below the limit, in the same unit."""
+    return loss.high < limit
+
+
+def resampled_means(values: Values, groups: Groups | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Values:
+    """(resamples, K) means of the columns of values (N, K), all columns from the same draws: sums of the drawn units over the sum of their sizes."""
+    units, membership = _units(groups, len(values))
+    sums = np.zeros((units, values.shape[1]))  # (U, K)
+    np.add.at(sums, membership, values)
+    sizes = np.bincount(membership, minlength=units).astype(np.float64)  # (U,)
+    parts = []
+    for drawn in _draws(units, resamples, seed):
+        weights = drawn.astype(np.float64)  # (R, U)
+        parts.append((weights @ sums) / (weights @ sizes)[:, None])  # (R, K)
+    return np.concatenate(parts)
+
+
+def percentile_interval(value: float, resampled: Values, level: float = LEVEL) -> Interval:
+    """The percentile interval of an estimate whose resampled values are (R,)."""
+    if not 0 < level < 1:
+        raise OptionsError(f"The level of an interval lies between 0 and 1, found {level}.")
+    low, high = np.quantile(resampled, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(value, float(low), float(high))
+
+
+def _weighted_medians(values: Values, drawn: NDArray[np.int64], membership: NDArray[np.int64]) -> Values:
+    """(R,) medians of values (N,) repeated as often as their unit was drawn (R, U)."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    cumulative = np.cumsum(drawn[:, membership[order]], axis=1)  # (R, N) how many drawn values are at or below each
+    total = cumulative[:, -1:]  # (R, 1)
+    lower = (2 * cumulative >= total).argmax(axis=1)
+    upper = (2 * cumulative > total).argmax(axis=1)  # differs from `lower` only where an even count splits exactly between two values
+    return np.asarray((ordered[lower] + ordered[upper]) / 2)
+
+
+def _draws(units: int, resamples: int, seed: int, width: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """Resamples in chunks: how often each of `units` was drawn when as many are drawn with replacement, (R, U)."""
+    if resamples < 1:
+        raise OptionsError(f"At least one resample is needed, found {resamples}.")
+    random = np.random.default_rng(seed)
+    rows = max(1, CHUNK_ELEMENTS // max(units, width or units))
+    for first in range(0, resamples, rows):
+        count = min(rows, resamples - first)
+        chosen = random.integers(0, units, size=(count, units))  # (R, U)
+        chosen += np.arange(count)[:, None] * units
+        yield np.bincount(chosen.ravel(), minlength=count * units).reshape(count, units)
+
+
+def _units(groups: Groups | None, count: int) -> tuple[int, NDArray[np.int64]]:
+    """Number of units and the unit (N,) of each value."""
+    if groups is None:
+        return count, np.arange(count, dtype=np.int64)
+    if len(groups) != count:
+        raise OptionsError(f"Expected one group for each of {count} values, found {len(groups)}.")
+    _, membership = np.unique(np.asarray(groups), return_inverse=True)
+    membership = membership.astype(np.int64).reshape(-1)
+    return int(membership.max()) + 1, membership
+
+
+def _checked(values: ArrayLike) -> Values:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise OptionsError(f"Expected a non-empty list of numbers, found shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise OptionsError(f"Expected finite numbers, found {array[~np.isfinite(array)][0]} at position {int((~np.isfinite(array)).argmax())}.")
+    return array
+
+
+def _checked_pair(first: ArrayLike, second: ArrayLike) -> tuple[Values, Values]:
+    a, b = _checked(first), _checked(second)
+    if len(a) != len(b):
+        raise OptionsError(f"Paired values need the same count, found {len(a)} and {len(b)}.")
+    return a, b

@@ -1,0 +1,278 @@
+"""The tables and sentences of RESULTS.md and of the README, made from run files alone.
+
+Legend: a "row" is one cell text per column; every row ends with the cell that says where its numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pocketqa.results import Comparison
+from pocketqa.runs import RunFile, Subject, compare
+from pocketqa.statistics import Interval
+from pocketqa.types import JSON
+
+ROLES = ("teacher", "student", "control")
+REFERENCE = ("pytorch", "fp32")  # the form whose weights and arithmetic every other form is compared with
+Runs = Mapping[str, RunFile]
+
+EVALUATION_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]", "F1 [95 %]", "F1 against PyTorch fp32", "measured")
+TRAINING_HEAD = ("run", "data", "questions", "steps", "tokens", "time", "last loss", "best EM / F1 on the development split", "measured")
+TIMING_HEAD = ("what", "model", "count", "mean", "p50", "p90", "p99", "unit", "measured")
+EXPORT_HEAD = ("model", "target", "precision", "package", "weights", "specification", "inputs", "outputs", "measured")
+EXPERIMENT_HEAD = ("experiment", "outcome", "best EM / F1 on the development split", "measured")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table as lines; bars in cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]
+
+
+def evaluations(runs: Runs, split: str) -> dict[str, RunFile]:
+    """Evaluations of one model on a split, by role, model, newest weights first, engine and date."""
+    found = {name: run for name, run in runs.items() if run.kind == "evaluation" and len(run.subjects) == 1 and split in {d.split for d in run.data}}
+    newest: dict[str, str] = {}
+    for run in found.values():
+        newest[run.subjects[0].sha256] = max(run.created, newest.get(run.subjects[0].sha256, ""))
+
+    def order(item: tuple[str, RunFile]) -> tuple[object, ...]:
+        subject = item[1].subjects[0]
+        age = tuple(-ord(letter) for letter in newest[subject.sha256])
+        model = (_role_rank(subject.role), subject.role, subject.name, age, subject.sha256)
+        return (*model, not _is_reference(subject), subject.engine, subject.precision, item[1].created, item[0])
+
+    return dict(sorted(found.items(), key=order))
+
+
+def current(found: Runs) -> dict[str, RunFile]:
+    """Of evaluations of whole files: for each role and name the weights measured last, and of those the last run in each engine and precision."""
+    largest: dict[tuple[str, ...], int] = {}
+    for run in found.values():
+        largest[_hashes(run)] = max(run.results["count"], largest.get(_hashes(run), 0))
+    whole = {name: run for name, run in found.items() if run.results["count"] == largest[_hashes(run)]}
+    weights: dict[tuple[str, str], tuple[str, str]] = {}
+    latest: dict[tuple[object, ...], tuple[str, str]] = {}
+    for name, run in whole.items():
+        s = run.subjects[0]
+        weights[s.role, s.name] = max((run.created, s.sha256), weights.get((s.role, s.name), ("", "")))
+        form = (s.role, s.name, s.sha256, s.engine, s.precision, _hashes(run))
+        latest[form] = max((run.created, name), latest.get(form, ("", "")))
+    hashes = {sha256 for _, sha256 in weights.values()}
+    kept = {name for _, name in latest.values() if whole[name].subjects[0].sha256 in hashes}
+    return {name: run for name, run in whole.items() if name in kept}
+
+
+def evaluation_table(found: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
+    """One row an evaluation, with the paired difference to the PyTorch fp32 form of the same weights."""
+    rows = []
+    for name, run in found.items():
+        subject, results = run.subjects[0], run.results
+        reference = _reference(found, run)
+        difference = signed(compare(run, reference).f1) if reference else "not measured"
+        rows.append(
+            (
+                _model(subject),
+                _form(subject),
+                _data(run),
+                f"{results['count']:,}",
+                interval(Interval.from_json(results["intervals"]["exact_match"])),
+                interval(Interval.from_json(results["intervals"]["f1"])),
+                "reference" if reference is run else difference,
+                link(name, run),
+            )
+        )
+    return table(EVALUATION_HEAD, rows)
+
+
+def resampling(found: Runs) -> list[str]:
+    """What the intervals resample: questions, or whole groups of them (articles or passages), which are the wider for it."""
+    units = sorted({str(run.results["intervals"].get("resampled", "questions")) for run in found.values()})
+    return [f"Intervals resample {' or '.join(units)}."]
+
+
+def statements(found: Runs) -> list[str]:
+    """What the current evaluations say about teacher against control, student against control and student against teacher."""
+    runs = list(current(found).values())
+    by_role = {role: [run for run in runs if run.subjects[0].role == role] for role in ROLES}
+    lines = []
+    for teacher, control in _pairs(by_role["teacher"], by_role["control"]):
+        lines.append(_against_control("teacher", teacher, control))
+    for student, control in _pairs(by_role["student"], by_role["control"]):
+        lines.append(_against_control("student", student, control))
+    for student, teacher in _pairs(by_role["student"], by_role["teacher"]):
+        lines.append(_retention(student, teacher, _pairs([teacher], by_role["control"])))
+    if by_role["teacher"] and not by_role["control"]:
+        lines.append("No control was measured on these questions, so nothing is said about whether the teacher beats it.")
+    return [f"- {line}" for line in lines]
+
+
+def _against_control(role: str, run: RunFile, control: RunFile) -> str:
+    outcome = compare(run, control)
+    if outcome.f1.low > 0:
+        verdict = "beats the control: its interval lies above zero"
+    elif outcome.f1.high < 0:
+        verdict = "does not beat the control: it is worse, its interval lies below zero"
+    else:
+        verdict = "does not beat the control: its interval includes zero"
+    return f"The {role} {verdict} ({_how(run)}; {_differences(outcome)})."
+
+
+def _retention(student: RunFile, teacher: RunFile, controls: list[tuple[RunFile, RunFile]]) -> str:
+    outcome = compare(student, teacher)
+    if outcome.retention is None:
+        return f"The teacher has no F1 that the student could retain ({_how(student)})."
+    kept = f"The student retains {outcome.retention.value:.1f} % [{outcome.retention.low:.1f}, {outcome.retention.high:.1f}] of the teacher's F1"
+    caveat = ""
+    if not controls or any(compare(a, b).f1.low <= 0 for a, b in controls):
+        caveat = " Retention says little here, since the teacher was not shown to beat the control."
+    return f"{kept} ({_how(student)}; {_differences(outcome)}).{caveat}"
+
+
+def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
+    """One row a training run."""
+    rows = []
+    for name, run in _of_kind(runs, "training").items():
+        r = run.results
+        loss = "" if r.get("loss") is None else f"{r['loss']:.4f}"
+        data = ", ".join(d.name for d in run.data if d.split == "training") or ", ".join(d.name for d in run.data)
+        counts = (f"{r[key]:,}" for key in ("questions", "steps", "tokens"))
+        rows.append((_title(run), data, *counts, duration(r["seconds"]), loss, _best(r), link(name, run)))
+    return table(TRAINING_HEAD, rows) if rows else []
+
+
+def experiment_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
+    """One row a training run that says what came of it."""
+    tried = {name: run for name, run in _of_kind(runs, "training").items() if run.results.get("outcome")}
+    rows = [(_title(run), str(run.results["outcome"]), _best(run.results), link(name, run)) for name, run in tried.items()]
+    return table(EXPERIMENT_HEAD, rows) if rows else []
+
+
+def timing_table(runs: Runs, kind: str, link: Callable[[str, RunFile], str]) -> list[str]:
+    """One row a timing summary and one a ratio of medians, for kind "latency" or "load"."""
+    rows: list[tuple[str, ...]] = []
+    for name, run in _of_kind(runs, kind).items():
+        r = run.results
+        what = ", ".join([str(r.get("workload", run.name)), *_counts(r)])
+        for row, t in sorted(r.get("timings", {}).items()):
+            engine = r.get("engines", {}).get(row, "")
+            numbers = (f"{t[key]:,.2f}" for key in ("mean", "p50", "p90", "p99"))
+            rows.append((what, f"{row} ({engine})" if engine else row, f"{t['count']:,}", *numbers, t["unit"], link(name, run)))
+        for row, ratio in sorted(r.get("ratios", {}).items()):
+            rows.append((what, row, "", "", f"{interval(Interval.from_json(ratio))} times", "", "", "ratio of medians", link(name, run)))
+    return table(TIMING_HEAD, rows) if rows else []
+
+
+def export_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
+    """One row an exported package."""
+    rows = []
+    for name, run in _of_kind(runs, "export").items():
+        r = run.results
+        sizes = (f"{r[key] / 1e6:.1f} MB" for key in ("package_bytes", "weight_bytes"))
+        ports = ("; ".join(f"{port}: {kind}" for port, kind in sorted(r[key].items())) for key in ("inputs", "outputs"))
+        models = ", ".join(map(_model, run.subjects))
+        rows.append((models, str(r["target"]), str(r["precision"]), *sizes, str(r["specification_version"]), *ports, link(name, run)))
+    return table(EXPORT_HEAD, rows) if rows else []
+
+
+def interval(i: Interval) -> str:
+    """ "78.31 [77.50, 79.10]" """
+    return f"{i.value:.2f} [{i.low:.2f}, {i.high:.2f}]"
+
+
+def signed(i: Interval) -> str:
+    """ "+0.31 [-0.10, +0.72]"; without a sign where it rounds to zero."""
+    value, low, high = (f"{x:+.2f}" if round(x, 2) else "0.00" for x in (i.value, i.low, i.high))
+    return f"{value} [{low}, {high}]"
+
+
+def duration(seconds: float) -> str:
+    """ "2 h 05 min", "7 min 30 s" or "42 s" """
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _reference(found: Runs, run: RunFile) -> RunFile | None:
+    """The last evaluation of the same weights and data by PyTorch in float32."""
+    same = [
+        other
+        for other in found.values()
+        if _is_reference(other.subjects[0]) and (other.subjects[0].sha256, _questions(other)) == (run.subjects[0].sha256, _questions(run))
+    ]
+    return run if run in same else max(same, key=lambda other: other.created, default=None)
+
+
+def _pairs(first: list[RunFile], second: list[RunFile]) -> list[tuple[RunFile, RunFile]]:
+    """For each two models, the two runs of the same questions in the same engine and precision; the reference form where there is one."""
+    chosen: dict[tuple[object, ...], tuple[RunFile, RunFile]] = {}
+    for a in first:
+        for b in second:
+            s, t = a.subjects[0], b.subjects[0]
+            same_form = (s.engine, s.precision) == (t.engine, t.precision)
+            key = (s.name, t.name, _questions(a))
+            if same_form and _questions(a) == _questions(b) and (key not in chosen or _is_reference(s)):
+                chosen[key] = (a, b)
+    return list(chosen.values())
+
+
+def _is_reference(subject: Subject) -> bool:
+    return (subject.engine, subject.precision) == REFERENCE
+
+
+def _questions(run: RunFile) -> tuple[str, ...]:
+    return (*_hashes(run), str(run.results["per_question"].get("ids_sha256", "")))
+
+
+def _hashes(run: RunFile) -> tuple[str, ...]:
+    return tuple(item.sha256 for item in run.data)
+
+
+def _of_kind(runs: Runs, kind: str) -> dict[str, RunFile]:
+    return {name: run for name, run in runs.items() if run.kind == kind}
+
+
+def _role_rank(role: str) -> int:
+    return ROLES.index(role) if role in ROLES else len(ROLES)
+
+
+def _title(run: RunFile) -> str:
+    roles = ", ".join(dict.fromkeys(subject.role for subject in run.subjects))
+    return f"{run.name} ({roles})" if roles and roles != run.name else run.name
+
+
+def _model(subject: Subject) -> str:
+    name = subject.role if subject.name == subject.role else f"{subject.name} ({subject.role})"
+    return f"{name} `{subject.sha256[:12]}`"
+
+
+def _form(subject: Subject) -> str:
+    return f"{subject.engine} {subject.version}, {subject.precision}" if subject.engine else ""
+
+
+def _data(run: RunFile) -> str:
+    return ", ".join(item.name for item in run.data)
+
+
+def _how(run: RunFile) -> str:
+    subject = run.subjects[0]
+    return f"{subject.engine} {subject.precision}, {run.results['count']:,} questions of {_data(run)}, paired"
+
+
+def _differences(outcome: Comparison) -> str:
+    return f"EM {signed(outcome.exact_match)}, F1 {signed(outcome.f1)} points"
+
+
+def _best(results: JSON) -> str:
+    best = results.get("best")
+    return f"{best['exact_match']:.2f} / {best['f1']:.2f}" if best else ""
+
+
+def _counts(results: JSON) -> list[str]:
+    counts = []
+    for key in ("requests", "failures", "requests_per_second"):
+        if results.get(key) is not None:
+            number = f"{results[key]:,}" if isinstance(results[key], int) else f"{results[key]:,.1f}"
+            counts.append(f"{number} {key.replace('_per_second', ' a second')}")
+    return counts

@@ -1,0 +1,156 @@
+"""The endpoints under /v1 and the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+import pocketqa
+from pocketqa.metrics import f1
+from pocketqa.types import Answer, Result
+from service.body import StrictRoute
+from service.errors import MODEL_ERRORS, QUESTION_ERRORS, documented
+from service.inference import Answered
+from service.models import Served
+from service.questions import read_question
+from service.samples import load_samples
+from service.schemas import (
+    Agreement,
+    AnswerItem,
+    AnswerRequest,
+    AnswerResponse,
+    CompareRequest,
+    CompareResponse,
+    Health,
+    Limits,
+    ModelAnswers,
+    ModelsResponse,
+    SamplesResponse,
+    Timings,
+)
+from service.settings import Settings
+from service.state import Service
+
+router = APIRouter(route_class=StrictRoute)
+
+# Most JSON of a response is its numbers: microseconds are as fine as a clock on a busy machine can tell.
+_MILLISECOND_DIGITS = 3
+
+_STAGE_HEADERS = {
+    f"x-{stage}-ms": {"description": f"Milliseconds: {field.description}", "schema": {"type": "number"}}
+    for stage, field in Timings.model_fields.items()
+}
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+RunningService = Annotated[Service, Depends(_service)]
+
+
+@router.post(
+    "/v1/answer",
+    tags=["questions"],
+    summary="Answer a question from a passage",
+    responses=documented(QUESTION_ERRORS) | {200: {"headers": _STAGE_HEADERS}},
+)
+async def answer(body: AnswerRequest, response: Response, service: RunningService) -> AnswerResponse:
+    """The best spans of one model, with the time of each stage in the body and in headers."""
+    answered = await service.inference.answer(body.model, read_question(body, service.settings))
+    result, timings = answered.result, _timings(answered)
+    response.headers.update(stage_headers(timings))
+    return AnswerResponse(model=body.model, answers=_items(result), windows=result.windows, tokens=result.tokens, timings_ms=timings)
+
+
+@router.post("/v1/compare", tags=["questions"], summary="Put a question to teacher and student", responses=documented(QUESTION_ERRORS))
+async def compare(body: CompareRequest, response: Response, service: RunningService) -> CompareResponse:
+    """Both models' answers on the same windows, in random order, with their agreement and how many times faster the student was."""
+    compared = await service.inference.compare(read_question(body, service.settings))
+    sides = {}
+    for served, answered in ((service.pair.teacher, compared.teacher), (service.pair.student, compared.student)):
+        side = sides[served.role] = _side(served, answered)
+        response.headers.update(stage_headers(side.timings_ms, f"{served.role}-"))
+    teacher, student = compared.teacher.result, compared.student.result
+    return CompareResponse(
+        teacher=sides["teacher"],
+        student=sides["student"],
+        agreement=agreement(teacher.answers[:1], student.answers[:1]),
+        speed_ratio=teacher.timings.forward / student.timings.forward if student.timings.forward > 0 else None,
+        first=compared.first,
+        windows=student.windows,
+        tokens=student.tokens,
+    )
+
+
+@router.get("/v1/models", tags=["service"], summary="Which models, on which engine, within which limits", responses=documented(MODEL_ERRORS))
+async def models(service: RunningService) -> ModelsResponse:
+    """Names, sizes and hashes of the weights, what computes them, and the most that one request may ask for."""
+    pair, settings = service.pair, service.settings
+    return ModelsResponse(models=[pair.teacher.info, pair.student.info], limits=_limits(settings), version=pocketqa.__version__)
+
+
+@router.get("/v1/samples", tags=["service"], summary="Sample passages and questions")
+async def samples() -> SamplesResponse:
+    """Passages and questions of our own writing."""
+    return load_samples()
+
+
+@router.get("/livez", tags=["service"], summary="Is the process answering?")
+async def livez() -> Health:
+    """200 as long as the event loop turns."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", tags=["service"], summary="Are the models warm?", responses=documented(MODEL_ERRORS))
+async def readyz(service: RunningService) -> Health:
+    """200 once both models were verified and replayed, 503 before."""
+    service.check_ready()
+    return Health(status="ready")
+
+
+def agreement(teacher: tuple[Answer, ...], student: tuple[Answer, ...]) -> Agreement:
+    """How far two best answers (or none at all) agree."""
+    places = [[(a.source, a.start, a.end, a.is_no_answer) for a in answers] for answers in (teacher, student)]
+    texts = ["".join(a.text for a in answers) for answers in (teacher, student)]
+    same_text = texts[0] == texts[1]
+    # Words are compared without punctuation, so two equal answers made only of signs would share no word.
+    overlap = 1.0 if same_text else f1(texts[1], [texts[0]], squad2=True)
+    return Agreement(same_span=places[0] == places[1], same_text=same_text, f1=overlap)
+
+
+def stage_headers(timings: Timings, prefix: str = "") -> Mapping[str, str]:
+    """x-tokenise-ms and its siblings, so that a load test need not parse the body."""
+    return {f"x-{prefix}{stage}-ms": str(value) for stage, value in timings.model_dump().items()}
+
+
+def _side(served: Served, answered: Answered) -> ModelAnswers:
+    info = served.reader.info
+    return ModelAnswers(
+        name=served.reader.name, engine=info.engine, precision=info.precision, answers=_items(answered.result), timings_ms=_timings(answered)
+    )
+
+
+def _items(result: Result) -> list[AnswerItem]:
+    return [AnswerItem(text=a.text, start=a.start, end=a.end, score=a.score, source=a.source, is_no_answer=a.is_no_answer) for a in result.answers]
+
+
+def _timings(answered: Answered) -> Timings:
+    stages = answered.result.timings
+    seconds = {"tokenise": stages.tokenise, "queue": stages.queue, "forward": stages.forward, "decode": stages.decode, "total": answered.total}
+    return Timings(**{stage: round(1000 * value, _MILLISECOND_DIGITS) for stage, value in seconds.items()})
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        body_bytes=settings.max_body_bytes,
+        question_chars=settings.max_question_chars,
+        context_chars=settings.max_context_chars,
+        contexts=settings.max_contexts,
+        windows=settings.max_windows,
+        top_k=settings.max_top_k,
+    )

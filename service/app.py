@@ -1,0 +1,58 @@
+"""The application: `create_app` puts settings, models, API and page together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+import pocketqa
+from service import api, assets, errors
+from service.models import Pair, open_pair
+from service.settings import Settings
+from service.state import Service
+
+_DESCRIPTION = """Extractive question answering by a teacher and by the student distilled from it, side by side.
+
+Offsets are Unicode code points of the passage. Scores of one request are on one scale: shares of all admissible spans. Bodies are strict JSON;
+every error has the same shape and says what to do next."""
+
+
+def create_app(
+    settings: Settings | None = None,
+    readers: Pair | None = None,
+    opener: Callable[[Settings], Pair] = open_pair,
+    opened: Callable[[Exception | None], None] | None = None,
+) -> FastAPI:
+    """An app that opens its models in the background as it starts, or serves `readers` at once.
+
+    settings: None reads the environment.  opened: told when the models are warm, or why they could not be opened.
+    """
+    service = Service(settings or Settings.read(), opener, opened)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opening = None
+        if readers is not None:
+            service.take(readers)
+        else:
+            opening = asyncio.create_task(service.open())
+        yield
+        if opening is not None:
+            opening.cancel()
+            with suppress(asyncio.CancelledError):
+                await opening
+        service.close()
+
+    # FastAPI's own pages of documentation load their scripts from another host; /docs is ours.
+    app = FastAPI(
+        title="PocketQA", version=pocketqa.__version__, summary="Teacher and student, side by side.", description=_DESCRIPTION,
+        docs_url=None, redoc_url=None, lifespan=lifespan,
+    )  # fmt: skip
+    app.state.service = service
+    errors.install(app)
+    app.include_router(api.router)
+    app.include_router(assets.page_router())
+    return app

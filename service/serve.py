@@ -1,0 +1,68 @@
+"""`pocketqa serve`: the service with its page, until interrupted.
+
+pocketqa serve
+pocketqa serve --teacher DIR --student DIR --port 8080
+POCKETQA_THREADS=2 pocketqa serve --engine onnxruntime
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+
+from pocketqa.errors import OptionsError
+from service.settings import Settings
+
+_BACKLOG = 2048
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run until interrupted.  Raises PocketQAError for settings, folders or an address that cannot be used."""
+    settings = Settings.read(argv)
+    listener = listen(settings.host, settings.port)
+
+    import uvicorn  # after --help, which needs none of it
+
+    from service.app import create_app
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+
+    def opened(failure: Exception | None) -> None:
+        if failure is not None:
+            server.should_exit = True
+            return
+        pair = app.state.service.pair
+        models = " and ".join(
+            f"{served.title} ({served.reader.info.engine} {served.reader.info.precision})" for served in (pair.teacher, pair.student)
+        )
+        print(f"Ready on {url(listener)} with {models}. Ctrl+C stops.", flush=True)
+
+    app = create_app(settings, opened=opened)
+    # No server header: it tells callers nothing that they need.
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    print(f"Opening the models; {url(listener)} answers once they are warm.", flush=True)
+    server.run(sockets=[listener])
+    if failure := app.state.service.failure:
+        raise failure
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.  Raises OptionsError naming the address and what to change."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OptionsError(
+            f"Expected an address to listen on, found that {host} port {port} cannot be used: {error.strerror or error}. "
+            "Name another with --host and --port (or POCKETQA_HOST and POCKETQA_PORT); port 0 takes a free one."
+        ) from None
+
+
+def url(listener: socket.socket) -> str:
+    """The address to type into a browser on this machine."""
+    host, port = listener.getsockname()[:2]
+    shown = _WILDCARDS.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"

@@ -1,0 +1,89 @@
+"""`pocketqa evaluate`: predictions files, checkpoints, thresholds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillation import evaluate
+from pocketqa import runs, squad
+from pocketqa.errors import DataError, OptionsError, TrainingError
+from tests.tiny import tiny_base, tiny_bert, tiny_squad
+
+
+def test_a_predictions_file_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", paragraphs=2, questions=2)
+    examples = squad.load(data)
+    answers = {example.id: example.answers[0].text for example in examples}
+    answers[examples[0].id] = "nowhere"
+    answers[examples[1].id] = answers[examples[1].id].removeprefix("the ").upper() + "!"
+    (tmp_path / "predictions.json").write_text(json.dumps(answers))
+    assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["exact_match"], printed["f1"], printed["count"]) == (75.0, 75.0, 4)
+
+
+def test_a_checkpoint_is_scored_and_leaves_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", paragraphs=4, questions=3)
+    model = tiny_bert(tmp_path / "model")
+    command = [str(model), "--data", str(data), "--json", "--out", str(tmp_path / "predictions.json"), "--run-file", str(tmp_path / "run.json")]
+    assert evaluate.main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["exact_match"], again["f1"]) == (printed["exact_match"], printed["f1"])
+    run = runs.read(tmp_path / "run.json")
+    assert run.results["count"] == 12
+    assert run.results["f1"] == pytest.approx(printed["f1"], abs=1e-4)
+    assert run.subjects[0].engine == "pytorch"
+
+
+def test_limit_is_a_seeded_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", paragraphs=4, questions=3)
+    model = tiny_bert(tmp_path / "model")
+    assert evaluate.main([str(model), "--data", str(data), "--limit", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 5
+
+
+def test_bad_calls(tmp_path: Path) -> None:
+    data = tiny_squad(tmp_path / "tiny.json")
+    with pytest.raises(OptionsError, match="neither"):
+        evaluate.main(["--data", str(data)])
+    with pytest.raises(TrainingError, match="no question-answering head"):
+        evaluate.main([str(tiny_base(tmp_path / "base")), "--data", str(data)])
+    with pytest.raises(OptionsError, match="not a packaged model"):
+        evaluate.main([str(tmp_path / "base"), "--data", str(data), "--engine", "onnxruntime"])
+    (tmp_path / "predictions.json").write_text('{"x": 3}')
+    with pytest.raises(DataError, match="expected text as the answer to 'x'"):
+        evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data)])
+    (tmp_path / "predictions.json").write_text('{"x": "y"}')
+    with pytest.raises(DataError, match="None of the 1 predictions"):
+        evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data)])
+
+
+margins = st.lists(st.integers(-8, 8).map(float), min_size=1, max_size=12)
+
+
+@given(margins, margins, st.randoms(use_true_random=False))
+def test_the_threshold_is_the_best_of_all(answerable: list[float], unanswerable: list[float], random: object) -> None:
+    f1 = np.array([(hash((i, m)) % 5) / 4 for i, m in enumerate(answerable)])
+    right, wrong = np.array(answerable, dtype=np.float32), np.array(unanswerable, dtype=np.float32)
+
+    def value(threshold: float) -> float:
+        return float((f1 * (right <= threshold)).mean() + (wrong > threshold).mean()) / 2
+
+    threshold, best = evaluate.best_threshold(right, f1, wrong)
+    assert value(threshold) == pytest.approx(best)
+    assert best == pytest.approx(max(value(t) for t in np.arange(-9.5, 10)))
+
+
+@given(margins, margins)
+def test_auroc_counts_pairs(negatives: list[float], positives: list[float]) -> None:
+    pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
+    got = evaluate.auroc(np.array(negatives, dtype=np.float32), np.array(positives, dtype=np.float32))
+    assert got == pytest.approx(sum(pairs) / len(pairs))

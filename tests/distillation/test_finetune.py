@@ -1,0 +1,169 @@
+"""`pocketqa grow`, `student` and `finetune` run whole on tiny models: what they leave, that they learn, that they resume exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from distillation import finetune, grow, recipes, student
+from pocketqa import runs
+from pocketqa.errors import TrainingError
+from pocketqa.folders import ModelFolder
+from tests.tiny import tiny_base, tiny_bert, tiny_squad
+
+CHECKPOINT_FILES = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "manifest.json",
+}
+SMALL = ["--max-tokens", "64", "--doc-stride", "16", "--max-question-tokens", "40", "--batch-tokens", "320", "--dropout", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_squad(tmp_path_factory.mktemp("data") / "tiny.json", paragraphs=8, questions=4)
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_way_from_a_base_to_a_distilled_student(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_base(tmp_path / "base", layers=2)
+    assert grow.main([str(base), "--layers", "4", "--out", str(tmp_path / "grown")]) == 0
+    assert {path.name for path in (tmp_path / "grown").iterdir()} == CHECKPOINT_FILES
+    teacher = [str(tmp_path / "grown"), "--data", str(data), "--dev", str(data), "--out", str(tmp_path / "teacher"), "--epochs", "2", *SMALL]
+    assert finetune.main(teacher) == 0
+    assert {path.name for path in (tmp_path / "teacher").iterdir()} == CHECKPOINT_FILES | {"log.jsonl"}
+    assert not (tmp_path / "teacher.run").exists()
+    assert student.main([str(tmp_path / "teacher"), "--layers", "2", "--out", str(tmp_path / "start")]) == 0
+    capsys.readouterr()
+    command = [str(tmp_path / "start"), "--teacher", str(tmp_path / "teacher"), "--data", f"{data}@0.5", "--out", str(tmp_path / "student"), *SMALL]
+    assert finetune.main([*command, "--epochs", "1.5", "--precision", "fp32", "--run-file", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert summary["data"][0]["questions"] == 16
+    assert "pocketqa package" in printed.err
+    (run,) = runs.read_all(tmp_path / "runs").values()
+    assert (run.kind, run.results["steps"], run.results["questions"]) == ("training", summary["steps"], 16)
+    manifest = ModelFolder(tmp_path / "student").read_manifest()
+    assert manifest.kind == "checkpoint"
+    assert manifest.config["recipe"]["precision"] == "fp32"
+    assert manifest.config["steps"] == summary["steps"] == steps_of(tmp_path / "student")[-1]["step"]
+    assert manifest.parent == ModelFolder(tmp_path / "start").read_manifest().files["model.safetensors"]
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert (config["model_type"], config["n_layers"]) == ("distilbert", 2)
+    teacher_manifest = ModelFolder(tmp_path / "teacher").read_manifest()
+    assert teacher_manifest.no_answer.trained
+    assert teacher_manifest.no_answer.threshold == teacher_manifest.config["development"]["no_answer_threshold"]
+
+
+def test_training_lowers_the_loss(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    command = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "6", "--learning-rate", "2e-3", *SMALL]
+    assert finetune.main([*command, "--wrong-paragraph", "0", "--negative-windows", "0"]) == 0
+    manifest = ModelFolder(tmp_path / "out").read_manifest()
+    assert manifest.config["losses"]["loss"] < 2.5  # uniform over about 45 positions would be 3.8
+    assert not manifest.no_answer.trained
+
+
+def test_twenty_steps_equal_ten_a_kill_and_ten(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    common = [str(base), "--data", str(data), "--epochs", "1", *SMALL]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert finetune.main([*common, "--out", str(straight)]) == 0
+    program = (
+        "import sys, time, distillation.finetune as f\n"
+        "import distillation.loop as l\n"
+        "run = f.run\n"
+        "def slow(model, plan, make_batch, *rest):\n"
+        "    def later(indices):\n"
+        "        time.sleep(0.1)\n"
+        "        return make_batch(indices)\n"
+        "    return run(model, plan, later, *rest)\n"
+        "f.run = slow\n"
+        "sys.exit(f.main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *common, "--out", str(resumed)],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("recipe"):
+            break
+    time.sleep(1.2)  # some steps in
+    process.send_signal(signal.SIGTERM)
+    with process:
+        message = process.stderr.read()
+    assert process.returncode == 143
+    assert "Stopped at step" in message
+    assert not resumed.exists()
+    assert finetune.main([*common, "--out", str(resumed)]) == 0
+    assert 0 < int(message.split("Stopped at step ")[1].split()[0]) < steps_of(straight)[-1]["step"]
+    first, second = load_file(straight / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    ours, theirs = (ModelFolder(folder).read_manifest().config for folder in (straight, resumed))
+    assert ours["losses"] == theirs["losses"]
+    assert ours["tokens"] == theirs["tokens"]
+
+
+def test_a_state_of_another_run_is_refused_and_a_damaged_one_named(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    common = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    state = tmp_path / "out.run" / "state"
+    state.mkdir(parents=True)
+    (state / "training_state.safetensors").write_bytes(b"")
+    (state / "progress.json").write_text('{"identity": "another"}')
+    with pytest.raises(TrainingError, match="other data, options or starting weights"):
+        finetune.main(common)
+    (state / "progress.json").write_text("{")
+    with pytest.raises(TrainingError, match="is damaged"):
+        finetune.main(common)
+
+
+def test_a_finished_folder_is_not_overwritten(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    with pytest.raises(TrainingError, match="already holds a finished checkpoint"):
+        finetune.main([str(base), "--data", str(data), "--out", str(base)])
+
+
+def test_recipes_from_file_and_flags(tmp_path: Path) -> None:
+    import argparse
+
+    file = tmp_path / "recipe.toml"
+    file.write_text("epochs = 3\nlearning_rate = 5e-5\n")
+    parser = argparse.ArgumentParser()
+    recipes.add_flags(parser)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]))
+    assert (recipe.epochs, recipe.learning_rate, recipe.temperature) == (4.0, 5e-5, 2.0)
+    with pytest.raises(TrainingError, match=r"--epochs must be above 0.*--precision must be bf16 or fp32"):
+        recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]))
+    file.write_text("epoch = 3\nwarmup = 'no'\n")
+    with pytest.raises(TrainingError, match=r"unknown field 'epoch'; warmup must be float, found 'no'"):
+        recipes.from_arguments(parser.parse_args(["--recipe", str(file)]))
+
+
+def test_the_recipe_file_of_the_paper_reads() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    recipes.add_flags(parser)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(Path(recipes.__file__).with_name("squad_paper.toml"))]))
+    assert (recipe.epochs, recipe.learning_rate, recipe.batch_tokens // recipe.max_tokens) == (3.0, 5e-5, 8)

@@ -1,0 +1,128 @@
+"""The network that is exported against the model of transformers, in float32, and alone in float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mobile_export import checks, network
+from mobile_export.checkpoints import Checkpoint, open_checkpoint
+from mobile_export.network import SpanNetwork, parts_of
+from pocketqa.errors import EngineError, FolderError
+from tests.tiny import tiny_bert, tiny_distilbert
+
+QUESTION = "Who built the bridge?"
+PASSAGE = "The bridge was built by two sisters. It stands to this day, and every spring the river rises to its arches."
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {"bert": open_checkpoint(str(tiny_bert(root / "bert"))), "distilbert": open_checkpoint(str(tiny_distilbert(root / "distilbert")))}
+
+
+def tokenise(checkpoint: Checkpoint, length: int, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    return tokenizer(QUESTION, PASSAGE, max_length=length, padding="max_length", truncation="only_second", return_tensors="pt", **options)
+
+
+def logits(checkpoint: Checkpoint, ids: torch.Tensor, lengths: tuple[int, ...], epsilon: float = 0.0) -> torch.Tensor:
+    with torch.inference_mode():
+        span_network = SpanNetwork(parts_of(checkpoint.model), checkpoint.vocabulary.markers, lengths, epsilon).eval()
+        return torch.stack(span_network(ids.int()))  # (2, 1, T)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("length", [64, 97, 384, 511])
+def test_equals_transformers_on_real_windows_padded_or_cut(checkpoints: dict[str, Checkpoint], kind: str, length: int) -> None:
+    checkpoint = checkpoints[kind]
+    encoded = tokenise(checkpoint, length)
+    assert (length < 100) != bool((encoded["attention_mask"] == 0).any())  # the shorter ones are cut, the longer ones padded
+    if kind == "bert":
+        assert encoded["token_type_ids"].sum() > 10  # made by the tokenizer, derived from the ids by us
+    with torch.inference_mode():
+        output = checkpoint.model(**encoded)
+    reference = torch.stack((output.start_logits, output.end_logits))
+    assert reference.std() > 0.1
+    for lengths in ((length,), (16, length)):  # fixed, and with positions cut to the input
+        torch.testing.assert_close(logits(checkpoint, encoded["input_ids"], lengths), reference, rtol=0, atol=1e-5)
+
+
+def test_token_types_matter(checkpoints: dict[str, Checkpoint]) -> None:
+    encoded = tokenise(checkpoints["bert"], 384)
+    with torch.inference_mode():
+        without = checkpoints["bert"].model(**(dict(encoded) | {"token_type_ids": torch.zeros_like(encoded["token_type_ids"])})).start_logits
+    assert (logits(checkpoints["bert"], encoded["input_ids"], (384,))[0] - without).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_padding_changes_nothing(checkpoints: dict[str, Checkpoint], kind: str) -> None:
+    short, long = (tokenise(checkpoints[kind], length)["input_ids"] for length in (256, 384))
+    assert (short[0, -1], long[0, 255]) == (0, 0)
+    torch.testing.assert_close(logits(checkpoints[kind], short, (256,)), logits(checkpoints[kind], long, (384,))[..., :256], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_float16_gives_finite_logits_even_on_padding_alone(checkpoints: dict[str, Checkpoint], kind: str) -> None:
+    for ids in (tokenise(checkpoints[kind], 384)["input_ids"].int(), torch.zeros((1, 384), dtype=torch.int32)):
+        assert logits(checkpoints[kind], ids, (384,), network.SAFE_EPSILON).isfinite().all()
+    for precision, finite in ((network.MASKED, True), (torch.finfo(torch.float32).min, False)):
+        bias = torch.tensor([precision] * 8).half()
+        assert bias.softmax(-1).isfinite().all() == finite  # why the mask is not the smallest float32
+
+
+def test_safe_epsilon_survives_float16_and_is_small(checkpoints: dict[str, Checkpoint]) -> None:
+    assert torch.tensor(network.SAFE_EPSILON).half().item() == network.SAFE_EPSILON
+    assert torch.tensor(checkpoints["bert"].model.config.layer_norm_eps).half().item() == 0
+    norms = [module for module in SpanNetwork(parts_of(checkpoints["bert"].model), checkpoints["bert"].vocabulary.markers, (64,)).modules()]
+    assert {module.eps for module in norms if isinstance(module, torch.nn.LayerNorm)} == {network.SAFE_EPSILON}
+
+
+def test_check_passes_and_says_how_close(checkpoints: dict[str, Checkpoint]) -> None:
+    for checkpoint in checkpoints.values():
+        agreement = checks.check_agreement(checkpoint.model, checkpoint.vocabulary.markers, (64, 128), checkpoint.vocabulary.cls_id)
+        assert agreement.transformers < 1e-5
+        assert 0 < agreement.epsilon < 1e-4
+        assert agreement.inputs == 5
+
+
+def test_check_notices_another_activation(checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(network.ACTIVATIONS, "gelu", network.ACTIVATIONS["gelu_new"])  # differs from gelu by at most 5e-4
+    with pytest.raises(EngineError, match=r"differs from the checkpoint.*Nothing was written"):
+        checks.check_agreement(checkpoints["bert"].model, checkpoints["bert"].vocabulary.markers, (64,), 2)
+
+
+def test_check_notices_a_wrong_pad_id(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["bert"]
+    right = tokenise(checkpoint, 384)["input_ids"]
+    swapped = SpanNetwork(parts_of(checkpoint.model), network.Markers(pad=1, sep=checkpoint.vocabulary.markers.sep), (384,)).eval()
+    with torch.inference_mode():
+        assert (swapped(right.int())[0] - logits(checkpoint, right, (384,))[0]).abs().max() > 1e-2
+
+
+def test_check_notices_an_epsilon_that_float16_loses(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "flat")
+    model = open_checkpoint(str(folder)).model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embeddings" in name and "LayerNorm" not in name:
+                parameter.mul_(1e-3)  # variances of 1e-7, the size of the safe epsilon
+    with pytest.raises(EngineError, match="float16 cannot hold"):
+        checks.check_agreement(model, checkpoints["bert"].vocabulary.markers, (64,), 2)
+
+
+def test_refuses_variants_that_it_does_not_compute(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    model = open_checkpoint(str(tiny_bert(tmp_path / "odd"))).model
+    model.config.hidden_act, model.config.position_embedding_type = "silu", "relative_key"
+    with pytest.raises(FolderError, match="'silu'.*'relative_key'"):
+        parts_of(model)
+    model.config.model_type = "roberta"
+    with pytest.raises(FolderError, match="'roberta': only BERT and DistilBERT"):
+        parts_of(model)
+    with pytest.raises(ValueError, match="512 positions"):
+        SpanNetwork(parts_of(checkpoints["bert"].model), checkpoints["bert"].vocabulary.markers, (513,))

@@ -1,0 +1,246 @@
+"""`pocketqa report` run whole on run files made here: what the pages say, and that edits are found."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pocketqa import report, runs, tables
+from pocketqa.errors import DataError
+from pocketqa.types import JSON, RuntimeInfo, Scores
+
+COUNT = 200
+IDS = [f"q{i}" for i in range(COUNT)]
+ENVIRONMENT = {"cpu": "a processor", "cores": 2}
+README = f"# A title\n\nBefore.\n\n{report.START}\nold\n{report.END}\n\nAfter.\n"
+SHA = {"teacher": "a" * 64, "student": "b" * 64, "control": "c" * 64}
+
+
+def right(percent: float) -> np.ndarray:
+    """The first questions right, the others wrong: the higher percentage is right wherever the lower one is."""
+    return (np.arange(COUNT) < percent * COUNT / 100).astype(float)
+
+
+def evaluation(role, percent, engine="pytorch", precision="fp32", created="2026-02-01T00:00:00Z", sha=None, split="squad-dev", count=COUNT):
+    exact = right(percent)[:count]
+    f1 = np.where(exact > 0, 1.0, 0.2)
+    info = RuntimeInfo(engine, "1.0", precision, 2)
+    scores = Scores(100 * float(exact.mean()), 100 * float(f1.mean()), count)
+    return runs.RunFile(
+        "evaluation",
+        f"{role} {engine} {precision} {split}",
+        (runs.Subject.of(role, role, sha or SHA[role], info),),
+        (runs.DataFile("dev.json", "d" * 64, count, split),),
+        f"pocketqa evaluate {role}",
+        created,
+        ENVIRONMENT,
+        runs.evaluation_results(scores, exact, f1, IDS[:count]),
+    )
+
+
+def other(kind, name, results, split="training", roles=("student",), not_checked=()):
+    subjects = tuple(runs.Subject(role, role, SHA[role]) for role in roles)
+    data = (runs.DataFile("train.json", "e" * 64, 10, split),)
+    return runs.RunFile(kind, name, subjects, data, f"pocketqa {kind}", "2026-02-02T00:00:00Z", ENVIRONMENT, results, not_checked)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+
+    def write(*files):
+        for file in files:
+            runs.write(file, tmp_path / "runs")
+        return tmp_path
+
+    return write
+
+
+def row(page: str, *parts: str) -> str:
+    found = [line for line in page.splitlines() if line.startswith("|") and all(part in line for part in parts)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_no_runs_is_said_honestly(project, capsys):
+    folder = project()
+    assert report.main([]) == 0
+    assert report.NO_RUNS in (folder / "RESULTS.md").read_text(encoding="utf-8")
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "not been measured yet" in readme and "old" not in readme
+    assert readme.startswith("# A title\n\nBefore.\n") and readme.endswith("\n\nAfter.\n")
+    assert report.main(["--check"]) == 0
+    assert "agree with 0 run files" in capsys.readouterr().out
+
+
+def test_scores_with_intervals_differences_and_origin(project):
+    folder = project(
+        evaluation("teacher", 80),
+        evaluation("student", 70),
+        evaluation("student", 69, "openvino", "bf16"),
+        evaluation("control", 60),
+        evaluation("student", 75, split="development"),
+    )
+    assert report.main([]) == 0
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for text in (page.split("## Development")[0], readme):
+        teacher = row(text, "teacher `aaaaaaaaaaaa`")
+        assert "| 200 | 80.00 [" in teacher and "| 84.00 [" in teacher and "| reference |" in teacher
+        assert "(runs/evaluation-teacher-pytorch-fp32-squad-dev-2026-02-01.json)" in teacher
+        assert "`pocketqa evaluate teacher`; a processor, 2 cores; 2026-02-01" in teacher
+        fast = row(text, "student `bbbbbbbbbbbb`", "openvino 1.0, bf16")
+        # two questions of 200 were lost: EM -1, F1 -0.8; a resample has neither in e^-2 of the cases, so the interval reaches zero
+        assert "| -0.80 [" in fast and ", 0.00] |" in fast
+        assert text.index("teacher `a") < text.index("student `b") < text.index("control `c")
+        assert "The teacher beats the control: its interval lies above zero (pytorch fp32, 200 questions of dev.json, paired; EM +20.00" in text
+        assert "The student beats the control" in text
+        assert f"The student retains {100 * 76 / 84:.1f} % [" in text and "says little" not in text
+    assert "| 200 | 75.00 [" in row(page.split("## Development split")[1], "student")
+    assert "| 75.00 [" not in readme
+    assert "Intervals resample questions." in page
+
+
+@pytest.mark.parametrize(("teacher", "words"), [(60, "its interval includes zero"), (50, "it is worse")])
+def test_a_teacher_that_does_not_beat_the_control(project, teacher, words):
+    folder = project(evaluation("teacher", teacher), evaluation("control", 60), evaluation("student", 55))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"The teacher does not beat the control: {words}" in page
+    assert "Retention says little here" in page
+
+
+def test_without_a_control_nothing_is_claimed(project):
+    folder = project(evaluation("teacher", 80), evaluation("student", 70, "onnxruntime"))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "No control was measured" in page and "beats" not in page.replace("beats it", "")
+    assert "retains" not in page  # the two were measured in different engines
+    assert "| not measured |" in row(page, "student")
+
+
+def test_readme_shows_the_current_models_on_the_whole_file(project):
+    folder = project(
+        evaluation("student", 50, sha="0" * 64, created="2026-01-01T00:00:00Z"),
+        evaluation("student", 40, "openvino", "bf16", sha="0" * 64, created="2026-01-01T00:00:00Z"),
+        evaluation("student", 70),
+        evaluation("student", 100, created="2026-02-03T00:00:00Z", count=100),
+    )
+    report.main([])
+    readme, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
+    assert "| 200 | 70.00 [" in row(readme, "student")
+    assert page.count("| student `") == 4  # RESULTS.md keeps every run
+    assert page.index("`bbbbbbbbbbbb`") < page.index("`000000000000`")  # the newest weights first
+
+
+def test_other_tables(project):
+    best = Scores(60.0, 70.0, 10)
+    recipe: JSON = {"questions": 1000, "steps": 500, "tokens": 1_234_567, "seconds": 7500.0, "loss": 1.25}
+    latency = runs.timing_results(
+        "squad questions, batch 1",
+        {"teacher": runs.summarise_times([0.02] * 3), "student": runs.summarise_times([0.01] * 3)},
+        {"teacher / student": runs.Interval(2.0, 1.9, 2.1)},
+        {"student": RuntimeInfo("openvino", "2026.4", "bf16", 2)},
+    )
+    counts = {"requests": 1200, "failures": 0, "requests_per_second": 31.26}
+    load = runs.timing_results("own questions", {"student": runs.summarise_times([0.01])}, extra=counts)
+    ports: JSON = {"inputs": {"input_ids": "int32 (1, 128)"}, "outputs": {"start_logits": "float16 (1, 128)"}}
+    export = runs.export_results(
+        target="ios16", precision="fp16", package_bytes=45_600_000, weight_bytes=45_000_000, specification_version=7, **ports
+    )
+    folder = project(
+        other("training", "student with teacher", runs.training_results(**recipe, best=best, outcome="Kept: | better by 1 F1.")),
+        other("training", "control run", runs.training_results(**recipe | {"loss": None, "seconds": 42}), roles=("control",)),
+        other("latency", "latency", latency, roles=("teacher", "student")),
+        other("load", "load", load, roles=("teacher", "student")),
+        other("export", "export", export, not_checked=("no Mac here: the package was not run",)),
+    )
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    training, latency_part = page.split("## Training")[1].split("## Latency")
+    assert "| 1,000 | 500 | 1,234,567 | 2 h 05 min | 1.2500 | 60.00 / 70.00 |" in row(training, "student with teacher")
+    assert "| 42 s |  |  |" in row(training, "control run")
+    assert "| 20.00 | 20.00 | 20.00 | 20.00 | ms |" in row(latency_part, "| teacher |")
+    assert "student (openvino 2026.4, bf16, 2 threads)" in latency_part and "2.00 [1.90, 2.10] times" in latency_part
+    assert "own questions, 1,200 requests, 0 failures, 31.3 requests a second" in latency_part
+    assert "| ios16 | fp16 | 45.6 MB | 45.0 MB | 7 | input_ids: int32 (1, 128) | start_logits: float16 (1, 128) |" in row(page, "ios16")
+    assert "| Kept: \\| better by 1 F1. | 60.00 / 70.00 |" in row(page.split("## Experiments")[1], "student with teacher")
+    assert "- no Mac here: the package was not run ([export-export-2026-02-02.json]" in page
+    body = page.split("# Results")[1]
+    assert all("2026-02-02.json]" in line for line in body.splitlines() if line.startswith("|") and "---" not in line and "measured |" not in line)
+
+
+def test_check_names_the_first_edited_line(project, capsys):
+    folder = project(evaluation("teacher", 80))
+    report.main([])
+    capsys.readouterr()
+    for name in ("RESULTS.md", "README.md"):
+        path = folder / name
+        before = path.read_text(encoding="utf-8")
+        path.write_text(before.replace("80.00 [", "81.00 ["), encoding="utf-8")
+        assert report.main(["--check"]) == 1
+        error = capsys.readouterr().err
+        line = next(i for i, text in enumerate(before.splitlines(), 1) if "80.00 [" in text)
+        assert f"{name}, line {line}:" in error and "81.00 [" in error and "pocketqa report" in error
+        assert path.read_text(encoding="utf-8") != before  # checking writes nothing
+        path.write_text(before, encoding="utf-8")
+    assert report.main(["--check"]) == 0
+    results = folder / "RESULTS.md"
+    results.write_text(results.read_text(encoding="utf-8") + "more", encoding="utf-8")
+    assert report.main(["--check"]) == 1
+    results.unlink()
+    assert report.main(["--check"]) == 1
+    assert "RESULTS.md does not exist" in capsys.readouterr().err
+
+
+def test_check_finds_run_files_that_changed(project):
+    folder = project(evaluation("teacher", 80))
+    report.main([])
+    runs.write(evaluation("student", 70), folder / "runs")
+    assert report.main(["--check"]) == 1
+
+
+def test_output_is_the_same_every_time_and_from_elsewhere(project, tmp_path, monkeypatch):
+    folder = project(evaluation("teacher", 80), evaluation("control", 60))
+    report.main([])
+    first = (folder / "RESULTS.md").read_bytes(), (folder / "README.md").read_bytes()
+    monkeypatch.chdir("/")
+    arguments = ["--runs", str(folder / "runs"), "--out", str(folder / "RESULTS.md"), "--readme", str(folder / "README.md")]
+    report.main(arguments)
+    assert first == ((folder / "RESULTS.md").read_bytes(), (folder / "README.md").read_bytes())
+    assert str(tmp_path).encode() not in first[0]
+    assert report.main([*arguments, "--check"]) == 0
+
+
+def test_readme_without_markers_is_an_error(project):
+    folder = project()
+    for text in ("nothing", f"{report.END}\n{report.START}", f"{report.START}{report.START}{report.END}"):
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="results:start"):
+            report.main([])
+    (folder / "README.md").unlink()
+    with pytest.raises(DataError, match="--no-readme"):
+        report.main([])
+    assert report.main(["--no-readme"]) == 0
+
+
+def test_an_edited_run_file_stops_the_report(project):
+    folder = project(evaluation("teacher", 80), evaluation("control", 60))
+    path = next((folder / "runs").glob("*teacher*"))
+    path.write_text(path.read_text(encoding="utf-8").replace('"exact_match": 80.0,', '"exact_match": 82.0,'), encoding="utf-8")
+    with pytest.raises(DataError, match="edited"):
+        report.main([])
+
+
+def test_words_for_numbers():
+    assert [tables.duration(seconds) for seconds in (0.4, 59.6, 450, 7530)] == ["0 s", "1 min 00 s", "7 min 30 s", "2 h 05 min"]
+    assert tables.signed(runs.Interval(0.001, -0.2, 0.204)) == "0.00 [-0.20, +0.20]"
+    assert tables.table(("a",), [("x|y\nz",)]) == ["| a |", "| --- |", "| x\\|y z |"]
+
+
+def test_evaluation_of_other_roles_comes_last():
+    base = evaluation("control", 50)
+    extra = replace(base, subjects=(replace(base.subjects[0], role="base", sha256="9" * 64),))
+    found = tables.evaluations({"x": extra, "c": base, "t": evaluation("teacher", 60)}, "squad-dev")
+    assert list(found) == ["t", "c", "x"]

@@ -1,0 +1,380 @@
+"""Run files: what may be written, what is read back, and statistics against values worked by hand or by brute force."""
+
+import itertools
+import json
+import re
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pocketqa import environment, runs
+from pocketqa.errors import DataError, OptionsError
+from pocketqa.statistics import resampled_means
+from pocketqa.types import RuntimeInfo, Scores
+
+EXACT = np.array([1.0, 0.0, 1.0, 0.0])
+F1 = np.array([1.0, 0.5, 1.0, 0.0])
+IDS = ["a", "b", "c", "d"]
+
+
+def scores(exact: np.ndarray, f1: np.ndarray) -> Scores:
+    return Scores(100 * float(exact.mean()), 100 * float(f1.mean()), len(exact))
+
+
+def evaluation(exact=EXACT, f1=F1, ids=IDS, name="evaluation", sha="d" * 64, groups=None, **subject) -> runs.RunFile:
+    info = RuntimeInfo("onnxruntime", "1.31.0", "fp32", 2)
+    return runs.RunFile(
+        "evaluation",
+        name,
+        (replace(runs.Subject.of("student", "student", "a" * 64, info), **subject),),
+        (runs.DataFile("dev.json", sha, len(ids), "squad-dev"),),
+        "pocketqa evaluate models/student",
+        "2026-01-31T12:00:00Z",
+        {"cpu": "a processor", "cores": 2},
+        runs.evaluation_results(scores(exact, f1), exact, f1, ids, groups),
+    )
+
+
+# ---- statistics
+
+
+def test_timing_summary_by_hand():
+    summary = runs.summarise_times(np.arange(1, 102) / 1000)  # 1 to 101 ms: percentile q is 1 + q exactly
+    assert (summary.count, summary.unit) == (101, "ms")
+    np.testing.assert_allclose((summary.mean, summary.p50, summary.p90, summary.p99), (51, 51, 91, 100))
+    assert runs.summarise_times([0.5], unit="s").to_json() == {"count": 1, "mean": 0.5, "p50": 0.5, "p90": 0.5, "p99": 0.5, "unit": "s"}
+
+
+@pytest.mark.parametrize("bad", [[], [0.1, float("nan")], [-1.0], [[0.1]]])
+def test_timing_summary_refuses(bad):
+    with pytest.raises(OptionsError):
+        runs.summarise_times(bad)
+    with pytest.raises(OptionsError, match="unit"):
+        runs.summarise_times([0.1], unit="minutes")
+
+
+def test_mean_interval_equals_the_whole_bootstrap_distribution():
+    values = np.array([0.0, 1.0, 5.0, 7.0])
+    every = [np.mean(drawn) for drawn in itertools.product(values, repeat=4)]  # all 256 resamples, equally likely
+    found = runs.mean_interval(values, resamples=200_000)
+    assert found.value == 3.25
+    # With so many resamples the ends fall on the neighbouring atoms of the exact distribution at most.
+    low, high = np.quantile(every, 0.025), np.quantile(every, 0.975)
+    assert abs(found.low - low) <= 0.25 and abs(found.high - high) <= 0.25
+
+
+def test_coverage_on_normal_data():
+    random = np.random.default_rng(1)
+    hits = 0
+    for trial in range(300):
+        interval = runs.mean_interval(random.normal(3.0, 2.0, size=80), resamples=1000, seed=trial)
+        hits += interval.low <= 3.0 <= interval.high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_width_is_that_of_the_normal_theory():
+    values = np.random.default_rng(2).normal(size=2000)
+    interval = runs.mean_interval(values)
+    half = 1.959964 * values.std() / np.sqrt(2000)
+    np.testing.assert_allclose((interval.value - interval.low, interval.high - interval.value), half, rtol=0.04)
+
+
+def test_same_seed_same_interval_and_chunks_do_not_matter(monkeypatch):
+    values = np.random.default_rng(3).random(50)
+    whole = runs.mean_interval(values, seed=7)
+    assert runs.mean_interval(values, seed=7) == whole != runs.mean_interval(values, seed=8)
+    monkeypatch.setattr("pocketqa.statistics.CHUNK_ELEMENTS", 1024)
+    chunked = runs.mean_interval(values, seed=7)
+    np.testing.assert_allclose((chunked.low, chunked.high), (whole.low, whole.high))
+
+
+def test_paired_difference_of_equals_is_exactly_zero():
+    values = np.random.default_rng(4).random(100)
+    assert runs.mean_difference(values, values) == runs.Interval(0.0, 0.0, 0.0)
+    shifted = runs.mean_difference(values + 0.25, values)
+    np.testing.assert_allclose((shifted.value, shifted.low, shifted.high), 0.25)
+
+
+def test_pairing_is_used():
+    random = np.random.default_rng(5)
+    easy_or_hard = random.normal(0, 10, size=400)  # what both models share, and what pairs remove
+    a, b = easy_or_hard + random.normal(1, 1, size=400), easy_or_hard + random.normal(0, 1, size=400)
+    difference = runs.mean_difference(a, b)
+    expected = 1.959964 * (a - b).std() / 20
+    np.testing.assert_allclose((difference.high - difference.low) / 2, expected, rtol=0.06)
+    assert difference.low > 0
+
+
+def test_groups_are_drawn_whole():
+    # Two groups of unlike size and value: a resample is (A, A), (A, B), (B, A) or (B, B).
+    values, groups = np.array([0.0, 0.0, 0.0, 8.0]), ["A", "A", "A", "B"]
+    means = {0.0, 2.0, 8.0}  # 0 = (A, A), 2 = 8 / 4 = one of each, 8 = (B, B)
+    drawn = resampled_means(values[:, None], groups, 4000)[:, 0]
+    assert set(np.unique(drawn)) == means
+    np.testing.assert_allclose([np.mean(drawn == mean) for mean in (0.0, 2.0, 8.0)], (0.25, 0.5, 0.25), atol=0.03)
+
+
+def test_groups_widen_the_interval_of_alike_values():
+    values = np.repeat(np.random.default_rng(6).random(20), 50)  # every group says the same thing fifty times
+    groups = np.repeat(np.arange(20), 50)
+    alone, grouped = runs.mean_interval(values), runs.mean_interval(values, groups)
+    np.testing.assert_allclose((grouped.high - grouped.low) / (alone.high - alone.low), np.sqrt(50), rtol=0.1)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 1, 2, 3, 3, 3]])
+def test_ratio_of_medians_against_brute_force(groups):
+    random = np.random.default_rng(7)
+    a, b = random.lognormal(1, 1, size=9), random.lognormal(0, 1, size=9)
+    found = runs.median_ratio(a, b, groups, resamples=500, seed=11)
+    members = [np.flatnonzero(np.asarray(groups if groups is not None else range(9)) == unit) for unit in range(4 if groups else 9)]
+    draws = np.random.default_rng(11).integers(0, len(members), size=(500, len(members)))
+    ratios = []
+    for draw in draws:
+        chosen = np.concatenate([members[unit] for unit in draw])
+        ratios.append(np.median(a[chosen]) / np.median(b[chosen]))
+    np.testing.assert_allclose((found.low, found.high), np.quantile(ratios, (0.025, 0.975)))
+    assert found.value == np.median(a) / np.median(b)
+
+
+def test_ratio_of_means():
+    random = np.random.default_rng(8)
+    b = random.random(200) + 0.5
+    exact = runs.mean_ratio(0.9 * b, b)
+    np.testing.assert_allclose((exact.value, exact.low, exact.high), 0.9)
+    with pytest.raises(OptionsError, match="positive mean"):
+        runs.mean_ratio(b, np.zeros(200))
+
+
+def test_intervals_refuse_what_cannot_be_paired():
+    with pytest.raises(OptionsError, match="3 and 2"):
+        runs.mean_difference([1, 2, 3], [1, 2])
+    with pytest.raises(OptionsError, match="one group for each of 3"):
+        runs.mean_interval([1, 2, 3], groups=["a"])
+    with pytest.raises(OptionsError, match="level"):
+        runs.mean_interval([1, 2, 3], level=95)
+    with pytest.raises(OptionsError, match="positive values"):
+        runs.median_ratio([1.0, 2.0], [0.0, 1.0])
+
+
+def test_gate_looks_at_the_upper_end():
+    assert runs.passes_gate(runs.Interval(0.1, -0.1, 0.29), 0.3)
+    assert not runs.passes_gate(runs.Interval(0.1, -0.1, 0.3), 0.3)
+    assert not runs.passes_gate(runs.Interval(0.0, -9.0, 9.0), 0.3)
+
+
+def test_scaling_keeps_the_ends_in_order():
+    assert runs.Interval(1, 0, 3).scaled(-1) == runs.Interval(-1, -3, 0)
+    assert runs.Interval.from_json(runs.Interval(0.1, 0.0, 0.2).to_json()) == runs.Interval(0.1, 0.0, 0.2)
+
+
+# ---- values of each question
+
+
+def test_evaluation_results_keep_every_question():
+    results = runs.evaluation_results(scores(EXACT, F1), EXACT, F1, IDS, groups=["x", "y", "x", "y"])
+    assert (results["exact_match"], results["f1"], results["count"]) == (50.0, 62.5, 4)
+    assert results["intervals"]["f1"]["value"] == 62.5
+    assert results["intervals"]["resampled"] == "2 groups of questions"
+    stored = runs.per_question(results)
+    np.testing.assert_array_equal(stored.exact_match, EXACT)
+    np.testing.assert_array_equal(stored.f1, F1)
+    np.testing.assert_array_equal(stored.groups, [0, 1, 0, 1])
+    assert stored.ids_sha256 == runs.ids_hash(IDS) != runs.ids_hash(IDS[::-1])
+
+
+def test_ten_thousand_questions_fit_and_stay_within_a_500th(tmp_path):
+    random = np.random.default_rng(0)
+    f1 = random.random(10_570)
+    exact = (random.random(10_570) < 0.7).astype(float)
+    run = evaluation(exact, f1, [f"{i:024x}" for i in range(10_570)], groups=np.arange(10_570) // 5)
+    path = runs.write(run, tmp_path)
+    assert path.stat().st_size < 60_000
+    stored = runs.per_question(runs.read(path).results)
+    np.testing.assert_array_equal(stored.exact_match, exact)
+    assert np.abs(stored.f1 - f1).max() <= 1 / 500 + 1e-12
+
+
+def test_results_that_contradict_are_refused():
+    with pytest.raises(OptionsError, match="4 ids"):
+        runs.evaluation_results(Scores(50, 62.5, 3), EXACT, F1, IDS)
+    with pytest.raises(OptionsError, match="mean F1"):
+        runs.evaluation_results(Scores(50, 99.0, 4), EXACT, F1, IDS)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [("f1", 90.0, "edited"), ("exact_match", 51.0, "edited"), ("count", 5, "5 questions")])
+def test_edited_means_are_found(key, value, message):
+    results = evaluation().results
+    with pytest.raises(DataError, match=message):
+        runs.per_question({**results, key: value})
+
+
+def test_damaged_values_are_found():
+    results = evaluation().results
+    for damage in ({"f1": "!!"}, {"f1": results["per_question"]["f1"][:-8]}, {"exact_match": ""}, {"count": 0}):
+        with pytest.raises(DataError):
+            runs.per_question({**results, "per_question": {**results["per_question"], **damage}})
+    with pytest.raises(DataError, match="pocketqa evaluate"):
+        runs.per_question({"exact_match": 1.0, "f1": 1.0, "count": 1})
+
+
+def test_comparison_is_paired():
+    worse, better = np.array([1.0, 0.5, 1.0, 0.1]), np.array([1.0, 1.0, 1.0, 0.1])
+    outcome = runs.compare(evaluation(np.array([1.0, 1.0, 1.0, 0.0]), better), evaluation(EXACT, worse))
+    assert outcome.retention is not None
+    assert (outcome.exact_match.value, outcome.f1.value, outcome.retention.value) == pytest.approx((25, 12.5, 310 / 2.6))
+    assert outcome.exact_match.low == 0 and outcome.count == 4
+    same = runs.compare(evaluation(EXACT, worse), evaluation(EXACT, worse))
+    assert same.f1 == runs.Interval(0, 0, 0) and same.retention == runs.Interval(100, 100, 100)
+
+
+def test_comparison_agrees_with_the_statistics():
+    random = np.random.default_rng(9)
+    a, b = (np.round(random.random(60) * 250) / 250 for _ in range(2))
+    groups = np.arange(60) // 4
+    zero = np.zeros(60)
+    ids = [str(i) for i in range(60)]
+    outcome = runs.compare(evaluation(zero, a, ids, groups=groups), evaluation(zero, b, ids, groups=groups))
+    expected = runs.mean_difference(a, b, groups).scaled(100)
+    np.testing.assert_allclose((outcome.f1.value, outcome.f1.low, outcome.f1.high), (expected.value, expected.low, expected.high))
+    kept = runs.mean_ratio(a, b, groups).scaled(100)
+    assert outcome.retention is not None
+    assert (outcome.retention.low, outcome.retention.high) == pytest.approx((kept.low, kept.high))
+
+
+def test_retention_of_nothing_is_not_a_number():
+    assert runs.compare(evaluation(), evaluation(EXACT * 0, F1 * 0)).retention is None
+
+
+def test_comparison_refuses_other_questions_data_and_kinds():
+    with pytest.raises(DataError, match="different questions"):
+        runs.compare(evaluation(), evaluation(ids=["a", "b", "d", "c"]))
+    with pytest.raises(DataError, match="different data"):
+        runs.compare(evaluation(), evaluation(sha="e" * 64))
+    training = runs.RunFile(
+        "training", "t", (), (), "c", "2026-01-31T12:00:00Z", {}, runs.training_results(questions=1, steps=1, tokens=1, seconds=1, loss=None)
+    )
+    with pytest.raises(DataError, match="kind 'training'"):
+        runs.compare(training, evaluation())
+
+
+# ---- files
+
+
+def test_written_and_read_back(tmp_path):
+    run = replace(evaluation(), not_checked=("no Apple hardware: \u00ab.mlpackage\u00bb not run",))
+    path = runs.write(run, tmp_path / "deeper")
+    assert path.name == "evaluation-evaluation-2026-01-31.json"
+    assert runs.read(path) == run
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("}\n") and list(json.loads(text)) == sorted(json.loads(text))
+    assert [item.name for item in path.parent.iterdir()] == [path.name]  # no temporary file is left
+    runs.write(replace(run, created="2026-01-30T12:00:00Z"), tmp_path / "earlier.json")
+    assert list(runs.read_all(tmp_path)) == ["earlier.json", "deeper/" + path.name]
+    assert runs.read_all(tmp_path / "absent") == {}
+
+
+def test_refuses_too_much(tmp_path):
+    with pytest.raises(DataError, match="100000 bytes"):
+        runs.write(replace(evaluation(), not_checked=("x" * 100_000,)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float64("nan")])
+def test_refuses_what_is_not_a_number(tmp_path, number):
+    run = evaluation()
+    with pytest.raises(DataError, match=r"results: notes\[1\]: expected a finite number"):
+        runs.write(replace(run, results={**run.results, "notes": [1.0, number]}), tmp_path)
+    path = tmp_path / "edited.json"
+    path.write_text(re.sub(r'"cores": 2', '"cores": NaN', runs.write(run, tmp_path).read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(DataError, match="NaN"):
+        runs.read(path)
+
+
+def test_refuses_paths_of_the_machine(tmp_path):
+    run = evaluation()
+    for text in (f"see {tmp_path}/x", "/home/ada/models/x", "~/models/x", r"C:\Users\Ada\x", f"--out={Path.home()}/models/x"):
+        with pytest.raises(DataError, match="path of this machine"):
+            runs.write(replace(run, results={**run.results, "note": text}), tmp_path)
+        with pytest.raises(DataError, match="path of this machine"):
+            runs.write(replace(run, results={**run.results, text: 1}), tmp_path)
+    allowed = {"endpoint": "POST /v1/answer", "url": "http://127.0.0.1:8000/v1/compare", "unit": "tokens/s", "model": "models/student"}
+    runs.write(replace(run, results={**run.results, **allowed}), tmp_path)
+
+
+def test_command_line_names_files_not_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "pocketqa",
+        "evaluate",
+        str(tmp_path / "models" / "student"),
+        "--data",
+        "/data/squad/dev v1.json",
+        "--out=/srv/out/x.json",
+        "../../up/a.json",
+    ]
+    words += ["~/b.json", "models/teacher", "--question", "Who, and / or what?", "http://ada:secret@127.0.0.1:8000/v1", r"C:\data\c.json", ""]
+    assert runs.command_line(words) == (
+        "pocketqa evaluate models/student --data 'dev v1.json' --out=x.json a.json b.json models/teacher "
+        "--question 'Who, and / or what?' http://127.0.0.1:8000/v1 c.json ''"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "guess"}, "kind must be one of"),
+        ({"schema": 2}, "schema must be 1"),
+        ({"created": "yesterday"}, "created must be"),
+        ({"name": " "}, "name must not be empty"),
+        ({"results": {"f1": 1}}, "need exact_match, count"),
+        ({"subjects": ()}, "one model, found 0"),
+        ({"data": (runs.DataFile("a", "b", 1, "dev"),)}, "split of a must be one of"),
+    ],
+)
+def test_contradictions_are_refused(change, message):
+    with pytest.raises(OptionsError, match=message):
+        replace(evaluation(), **change)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "evaluation"}', "not json", "null", '{"subjects": [1]}'])
+def test_other_files_are_refused_by_name(tmp_path, text):
+    (tmp_path / "other.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"other\.json"):
+        runs.read_all(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        runs.read(tmp_path / "absent.json")
+
+
+def test_new_run_describes_the_machine_without_naming_it(tmp_path):
+    run = runs.new_run("load", "a load", (), (), ["pocketqa", "x"], runs.timing_results("w", {"teacher": runs.summarise_times([0.1])}))
+    assert run.environment["cores"] >= 1 and run.environment["packages"]["numpy"] == np.__version__
+    assert set(run.environment) == {"cpu", "instructions", "cores", "memory_gib", "os", "machine", "python", "packages", "commit"}
+    runs.write(run, tmp_path)  # holds no path
+    text = json.dumps(run.environment)
+    assert socket.gethostname() not in text or len(socket.gethostname()) < 4
+
+
+def test_commit_of_a_checkout_only(tmp_path):
+    package = tmp_path / "pocketqa"
+    package.mkdir()
+    (package / "a.py").write_text("1")
+    assert environment.git_commit(package) is None
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert environment.git_commit(package) is None  # nothing committed yet
+    git("add", ".")
+    git("commit", "-q", "-m", "a")
+    assert environment.git_commit(package) == git("rev-parse", "HEAD")
+    (package / "a.py").write_text("2")
+    assert environment.git_commit(package) == git("rev-parse", "HEAD") + "+changes"
+    nested = package / "site-packages" / "pocketqa"
+    nested.mkdir(parents=True)
+    assert environment.git_commit(nested) is None  # installed inside somebody else's repository
