@@ -182,7 +182,7 @@ def finish(environment: Environment, questions: int, subjects: Sequence[Subject]
 
 
 def _questions(options: Namespace) -> list[Question]:
-    return load_questions(options.squad, options.limit or None, options.seed, options.no_answer)
+    return load_questions(options.squad, options.limit, options.seed, options.no_answer)
 
 
 def wait_until_ready(host: str, timeout: float) -> str | None:

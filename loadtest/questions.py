@@ -24,16 +24,20 @@ class Question:
     golds: tuple[str, ...]
 
 
-def load_questions(source: str | Path = SAMPLES, limit: int | None = None, seed: int = 0, unanswerable: bool = False) -> list[Question]:
+def load_questions(source: str | Path = SAMPLES, limit: int = 0, seed: int = 0, unanswerable: bool = False) -> list[Question]:
     """Questions of a SQuAD-format file (path, compressed path or Hub name); those without an answer only where they are wanted.
 
-    Raises pocketqa's DataError, and ValueError when nothing is left to ask.
+    limit: a seeded sample of so many of them; 0 takes all.  Raises pocketqa's DataError, and ValueError when nothing is left to ask.
     """
-    examples = [example for example in squad.load(source, limit, seed) if unanswerable or not example.is_impossible]
+    if limit < 0:
+        raise ValueError(f"Expected --limit to be a number of questions, or 0 for all, found {limit}.")
+    examples = [example for example in squad.load(source) if unanswerable or not example.is_impossible]
     if not examples:
         raise ValueError(
             f"Expected at least one question with an answer in {source}, found none. With --no-answer, unanswerable questions are asked too."
         )
+    if 0 < limit < len(examples):
+        examples = random.Random(seed).sample(examples, limit)
     return [
         Question(number, example.id, example.question, example.context, tuple(metrics.gold_texts(example, squad2=unanswerable)))
         for number, example in enumerate(examples)

@@ -96,8 +96,8 @@ def read_vocabulary(folder: Path, config: JSON) -> Vocabulary:
     ids = {name: _id_of(folder, tokens, settings.get(name, default)) for name, default in SPECIAL_TOKENS.items()}
     if config.get("pad_token_id", 0) != ids["pad_token"]:
         raise CorruptFolder(
-            f"{folder}: config.json says pad_token_id {config.get('pad_token_id', 0)}, but the vocabulary has its padding token at {ids['pad_token']}. "
-            "The exported graph knows padding by this id; correct config.json."
+            f"{folder}: config.json says pad_token_id {config.get('pad_token_id', 0)}, but the vocabulary has its padding token at "
+            f"{ids['pad_token']}. The exported graph knows padding by this id; correct config.json."
         )
     return Vocabulary(tokens, _is_lowercase(tokenizer, settings, tokens), Markers(ids["pad_token"], ids["sep_token"]), ids["cls_token"])
 

@@ -35,7 +35,7 @@ from pocketqa.features import Tokenizer
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
 from pocketqa.golden import record
 from pocketqa.reader import Reader
-from pocketqa.runtimes.silence import silent_onnxruntime
+from pocketqa.runtimes.onnx import OnnxRuntime, silent_onnxruntime
 from pocketqa.types import JSON, Request
 
 if TYPE_CHECKING:
@@ -187,7 +187,6 @@ def _write_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def _write_golden(folder: ModelFolder) -> tuple[float, int]:
     """Answer the golden questions with PyTorch as Hugging Face opens the folder, and compare ONNX Runtime.  Returns difference and count."""
-    from pocketqa.runtimes.onnx import OnnxRuntime
     from pocketqa.runtimes.pytorch import PyTorchRuntime
 
     tokenizer = Tokenizer(folder.tokenizer)

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from pocketqa.types import JSON, MAX_WINDOW_TOKENS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HUB_FILES = (
     "config.json",
     "model*.safetensors",
@@ -39,7 +40,7 @@ def locate(source: str) -> Path:
         if not (folder / "config.json").is_file():
             raise IncompleteFolder(f"Expected a Hugging Face folder at {source}, found no config.json in it. Name the folder that holds the weights.")
         return folder.resolve()
-    if folder.exists() or not HUB_NAME.fullmatch(source) or source in (".", ".."):
+    if folder.exists() or not HUB_NAME.fullmatch(source):
         found = "a file" if folder.exists() else "nothing"
         raise IncompleteFolder(f"Expected a checkpoint folder at {source}, found {found}. Name a folder with config.json and model.safetensors.")
     return _download(source)
@@ -125,7 +126,7 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from pocketqa.errors import EngineError, MissingExtra
 def import_coremltools() -> Any:
     """The module.  Raises EngineError on Pythons it has no libraries for, MissingExtra where it is not installed."""
     if sys.version_info >= (3, 14):
-        found = f"{sys.version_info.major}.{sys.version_info.minor}"
+        found = ".".join(map(str, sys.version_info[:2]))
         raise EngineError(
             f"Expected Python 3.11, 3.12 or 3.13, found {found}, which coremltools has no release for. Run this command with one of those."
         )

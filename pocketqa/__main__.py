@@ -91,9 +91,13 @@ def _run(verb: str, arguments: list[str]) -> int:
         return status
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
-            raise
-        return _fail(verb, MissingExtra(package, EXTRA_OF[package], f"`pocketqa {verb}`"))
+        if package in EXTRA_OF:
+            return _fail(verb, MissingExtra(package, EXTRA_OF[package], f"`pocketqa {verb}`"))
+        if error.name == VERBS[verb][0].partition(".")[0]:  # the container image, for one, holds only what serves
+            return _fail(
+                verb, PocketQAError(f"this install holds no package {error.name!r}. Use it where all of PocketQA is installed: pip install pocketqa")
+            )
+        raise
     except PocketQAError as error:
         return _fail(verb, error)
     except KeyboardInterrupt:

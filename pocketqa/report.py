@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         if problems:
             print(f"{problems[0]}\nThe run files in {arguments.runs} say otherwise. Write the pages again with: pocketqa report", file=sys.stderr)
             return 1
-        print(f"{' and '.join(str(path) for path, _ in wanted)} agree with {len(runs)} run files.")
+        print(f"{' and '.join(str(path) for path, _ in wanted)} {'agrees' if len(wanted) == 1 else 'agree'} with {len(runs)} run files.")
         return 0
     for path, text in wanted:
         path.write_text(text, encoding="utf-8", newline="\n")

@@ -82,14 +82,15 @@ def _decode_request(
 
 
 def _best_spans(request: Request, windows: tuple[Window, ...], z: NDArray[np.float64], options: SpanOptions, log_total: float) -> list[Answer]:
-    """The top_k spans by score; looks at more and more candidates until enough of them are distinct."""
+    """The top_k spans by score (in ties the first in the passages, then the shortest); looks at more candidates until enough are distinct."""
     flat = z.ravel()
     admissible = int(np.isfinite(flat).sum())
     wanted = 1 if options.top_k == 1 else 32 * options.top_k
     while True:
         wanted = min(wanted, admissible)
-        candidates = np.array([flat.argmax()]) if wanted == 1 else np.argpartition(-flat, wanted - 1)[:wanted]
-        chosen = _distinct(request, windows, z, candidates, options, log_total)
+        # All that tie with the last one wanted are looked at too: bf16 logits have few digits, and the best answer must not depend on top_k.
+        least = flat.max() if wanted == 1 else np.partition(flat, len(flat) - wanted)[len(flat) - wanted]
+        chosen = _distinct(request, windows, z, np.flatnonzero(flat >= least), options, log_total)
         if len(chosen) == options.top_k or wanted == admissible:
             return chosen
         wanted *= 8

@@ -100,6 +100,8 @@ def _read_json(path: Path) -> object:
         raise DataError(f"{path}: expected UTF-8, found byte 0x{error.object[error.start]:02x} at position {error.start}.") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: expected JSON, found an error at line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except RecursionError:
+        raise DataError(f"{path}: expected SQuAD-format JSON, found lists or objects nested beyond any use.") from None
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read or decompressed: {error}.") from None
 

@@ -149,6 +149,12 @@ def test_a_module_missing_by_mistake_is_not_taken_for_an_extra(monkeypatch: pyte
         command.main(["try"])
 
 
+def test_a_verb_that_this_install_does_not_hold_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(command.VERBS, "try", ("an_absent_application.train:main", "not in this install"))
+    assert command.main(["try"]) == 2
+    assert "holds no package 'an_absent_application'" in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
     code = (
         "import pocketqa.__main__ as command\n"

@@ -1,7 +1,13 @@
-"""ONNX Runtime on the CPU, in fp32: the engine of the base install."""
+"""ONNX Runtime on the CPU, in fp32: the engine of the base install.
+
+Official builds from 1.29 on write a device identifier and a database below the cache folder and send events to Microsoft, from the import on.
+ORT_DISABLE_TELEMETRY=1 in the environment before the import keeps all of it from being created (Privacy.md of the package).
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -10,8 +16,22 @@ from pocketqa.errors import EngineError
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes.cores import usable_cores
 from pocketqa.runtimes.loading import OUTPUTS, check_names, feed, graph_path, plain
-from pocketqa.runtimes.silence import silent_onnxruntime
 from pocketqa.types import Batch, RuntimeInfo, SpanLogits
+
+TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+
+
+@functools.cache
+def silent_onnxruntime() -> Any:
+    """The module `onnxruntime`, without telemetry unless the environment asks for it.  Raises EngineError where it does not load."""
+    wanted = os.environ.setdefault(TELEMETRY_SWITCH, "1") == "0"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"ONNX Runtime, which the base install brings, does not load: {error}. Install it with: pip install onnxruntime") from error
+    if not wanted:
+        onnxruntime.disable_telemetry_events()  # builds for Windows apps do not read the switch
+    return onnxruntime
 
 
 class OnnxRuntime:

@@ -1,22 +1,50 @@
-"""OpenVINO on the CPU: bf16 where the processor computes it (several times faster with AMX), else fp32."""
+"""OpenVINO on the CPU: bf16 where the processor computes it (several times faster with AMX), else fp32.
+
+OpenVINO imports the package openvino-telemetry, which writes an identifier into the home folder and reports the import to Google Analytics.
+It is hidden for the time of the import; OpenVINO then takes the silent stub that it brings for installs without that package.
+"""
 
 from __future__ import annotations
 
 import functools
 import queue
+import sys
 from typing import Any
 
 import numpy as np
 
-from pocketqa.errors import EngineError
+from pocketqa.errors import EngineError, MissingExtra
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes.cores import usable_cores
 from pocketqa.runtimes.loading import OUTPUTS, check_names, feed, graph_path, plain
-from pocketqa.runtimes.silence import silent_openvino
 from pocketqa.types import Batch, RuntimeInfo, SpanLogits
 
 DEVICE = "CPU"
+TELEMETRY = "openvino_telemetry"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@functools.cache
+def silent_openvino() -> Any:
+    """The module `openvino`, without telemetry.  Raises MissingExtra, or EngineError where its libraries do not load.
+
+    A program that has imported OpenVINO or its telemetry before has decided for itself.
+    """
+    hide = "openvino" not in sys.modules and TELEMETRY not in sys.modules
+    if hide:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say: not installed
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise EngineError(f"OpenVINO is installed but incomplete: {error}") from error
+        raise MissingExtra("openvino", "openvino", "The engine 'openvino'") from None
+    except ImportError as error:
+        raise EngineError(f"OpenVINO is installed but does not load on this machine: {error}") from error
+    finally:
+        if hide:
+            del sys.modules[TELEMETRY]
+    return openvino
 
 
 def computes_bf16() -> bool:

@@ -98,7 +98,7 @@ function card(role, side, longest) {
 function verdict(data) {
   const { same_span: span, same_text: text, f1 } = data.agreement;
   const none = !data.teacher.answers.some((a, i) => i === 0 && !a.is_no_answer);
-  const agree = span ? (none ? "Both find no answer" : "Same answer") : text ? "Same words, another place" : f1 > 0 ? `Answers overlap (F1 ${digits(f1, 2)})` : "Different answers";
+  const agree = span ? (none ? "Both find no answer" : "Same answer") : text ? "Same words, another place" : f1 === 1 ? "Same answer, cut differently" : f1 > 0 ? `Answers overlap (F1 ${digits(f1, 2)})` : "Different answers";
   const items = [make("li", "", agree)];
   const ratio = data.speed_ratio;
   if (ratio !== null) {

@@ -13,12 +13,12 @@ import torch
 from mobile_export.mlprogram import Constant, Operation, Program
 
 REAL = np.float64
-KINDS = {"fp16": REAL, "fp32": REAL, "int32": np.int64, "int16": np.int64, "uint16": np.int64, "bool": np.bool_}
+KINDS: dict[str, Any] = {"fp16": REAL, "fp32": REAL, "int32": np.int32, "int16": np.int16, "uint16": np.uint16, "bool": np.bool_}
 
 
 def replay(program: Program, ids: Any) -> tuple[Any, Any]:
     """Start and end logits (1, T) of ids (1, T)."""
-    values: dict[str, Any] = {program.inputs[0].name: np.asarray(ids, np.int64)}
+    values: dict[str, Any] = {program.inputs[0].name: np.asarray(ids, np.int32)}
     for operation in program.operations:
         if operation.type == "const":
             values[operation.name] = _widen(operation.attributes["val"])
@@ -81,6 +81,12 @@ def _gather(x: Any, indices: Any, axis: Any, batch_dims: Any = 0, validate_indic
     return np.take(x, np.asarray(indices, np.int64), int(axis))
 
 
+def _cast(x: Any, dtype: Any) -> Any:
+    result = np.asarray(x).astype(KINDS[str(dtype)])
+    assert np.array_equal(result, x), f"a cast to {dtype} changes values"
+    return result
+
+
 def _concat(values: Any, axis: Any, interleave: Any = False) -> Any:
     assert not interleave
     return np.concatenate([np.atleast_1d(value) for value in values], int(axis))
@@ -88,7 +94,7 @@ def _concat(values: Any, axis: Any, interleave: Any = False) -> Any:
 
 _OPERATIONS: dict[str, Any] = {
     "add": lambda x, y: x + y,
-    "cast": lambda x, dtype: np.asarray(x).astype(KINDS[str(dtype)]),
+    "cast": _cast,
     "concat": _concat,
     "equal": lambda x, y: x == y,
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(int(a) for a in axes)),

@@ -37,6 +37,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def reader(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the tiny BERT with several lengths, for tests that only look at one."""
+    package = tmp_path_factory.mktemp("packages") / "Reader.mlpackage"
+    assert main([str(folders["bert"]), "--target", "ios16", "--out", str(package), "--lengths", "64,32"]) == 0
+    return package
+
+
 @pytest.fixture
 def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the tiny BERT, to be spoiled."""
@@ -77,10 +85,7 @@ def assert_computes(package: Path, folder: Path, lengths: tuple[int, ...]) -> No
         assert all(np.isfinite(logits).all() for logits in replay(program, np.zeros((1, length), np.int32)))
 
 
-@pytest.mark.parametrize(
-    ("kind", "target"),
-    [*(("bert", target) for target in VERSIONS), ("distilbert", "iphone7plus"), ("distilbert", "ios18")],
-)
+@pytest.mark.parametrize(("kind", "target"), [("bert", "iphone7plus"), ("bert", "ios17"), ("distilbert", "ios15"), ("distilbert", "ios18")])
 def test_the_command_leaves_a_package_that_computes_the_model(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, target: str
 ) -> None:
@@ -136,48 +141,45 @@ def test_several_lengths_in_one_package_on_every_target(
     assert_computes(package, folders[kind], (64, 96, 128))
 
 
-def test_weights_are_the_checkpoints_bit_by_bit(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_are_the_checkpoints_bit_by_bit(folders: dict[str, Path], reader: Path) -> None:
     from safetensors.numpy import load_file
 
-    main([str(folders["bert"]), "--target", "ios16", "--out", str(tmp_path / "b.mlpackage"), "--length", "64"])
-    stored = {c.value.tobytes() for c in open_program(tmp_path / "b.mlpackage").constants() if c.value.dtype == np.float16}
+    stored = {constant.value.tobytes() for constant in open_program(reader).constants() if constant.value.dtype == np.float16}
     weights = load_file(folders["bert"] / "model.safetensors")
     weights["bert.embeddings.position_embeddings.weight"] = weights["bert.embeddings.position_embeddings.weight"][:64]  # cut to what is used
     assert {weight.dtype for weight in weights.values()} == {np.dtype(np.float16)}
     assert [name for name, weight in weights.items() if weight.tobytes() not in stored] == []
 
 
-def test_the_stock_tools_open_the_package(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_stock_tools_open_the_package(reader: Path) -> None:
     from mobile_export.tools import import_coremltools
 
-    package = tmp_path / "b.mlpackage"
-    main([str(folders["bert"]), "--target", "ios15", "--out", str(package), "--length", "32"])
     coremltools = import_coremltools()
     from coremltools.libmodelpackage import ModelPackage
 
-    assert ModelPackage.isValid(str(package))
-    model = coremltools.models.MLModel(str(package), skip_model_load=True)
-    assert (model.get_spec().specificationVersion, model.get_spec().WhichOneof("Type")) == (6, "mlProgram")
+    assert ModelPackage.isValid(str(reader))
+    model = coremltools.models.MLModel(str(reader), skip_model_load=True)
+    assert (model.get_spec().specificationVersion, model.get_spec().WhichOneof("Type")) == (7, "mlProgram")
 
 
-def test_two_processes_leave_the_same_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
-    for seed in ("1", "2"):
-        command = [sys.executable, "-m", "pocketqa", "export", str(folders["bert"]), "--target", "ios18", "--lengths", "32,64", "--out"]
-        subprocess.run([*command, str(tmp_path / seed / "Reader.mlpackage")], check=True, cwd=REPOSITORY, env=os.environ | {"PYTHONHASHSEED": seed})
-    assert tree(tmp_path / "1") == tree(tmp_path / "2")
+def test_another_process_leaves_the_same_bytes(folders: dict[str, Path], reader: Path, tmp_path: Path) -> None:
+    again = tmp_path / "elsewhere" / "Again.mlpackage"
+    command = [sys.executable, "-m", "pocketqa", "export", str(folders["bert"]), "--target", "ios16", "--lengths", "32,64", "--out", str(again)]
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert tree(again) == tree(reader)
 
 
-def test_an_existing_package_is_replaced_only_when_asked(folders: dict[str, Path], tmp_path: Path) -> None:
-    package = tmp_path / "b.mlpackage"
-    arguments = [str(folders["bert"]), "--target", "ios16", "--out", str(package), "--length", "32"]
-    main(arguments)
+def test_an_existing_package_is_replaced_only_when_asked(folders: dict[str, Path], reader: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(reader, tmp_path / "Reader.mlpackage"))
     (package / "stray").write_text("from before", encoding="utf-8")
     before = tree(package)
+    arguments = [str(folders["bert"]), "--target", "ios15", "--out", str(package), "--length", "32"]
     with pytest.raises(FolderError, match="--force"):
         main(arguments)
     assert tree(package) == before
     main([*arguments, "--force"])
     assert set(tree(package)) == FILES
+    assert open_program(package).specification == VERSIONS["ios15"]
 
 
 @pytest.mark.parametrize(
@@ -265,8 +267,9 @@ def test_refuses_a_mask_that_float16_cannot_hold(copy: Path, monkeypatch: pytest
 
 def test_refuses_weights_that_float16_cannot_hold(copy: Path) -> None:
     model = open_checkpoint(str(copy)).model
-    with torch.no_grad():
-        model.qa_outputs.bias[0] = 1e5
+    head = model.get_submodule("qa_outputs")
+    assert isinstance(head, torch.nn.Linear)
+    torch.nn.init.constant_(head.bias, 1e5)
     model.save_pretrained(copy)
     refuses(copy, EngineError, "not finite in float16")
 
@@ -288,7 +291,14 @@ def test_says_what_to_install(folders: dict[str, Path], tmp_path: Path, monkeypa
 
 
 def test_help_teaches_without_loading_torch() -> None:
-    script = "import sys; from mobile_export.export import main\ntry: main(['--help'])\nfinally: print(sorted({'torch', 'coremltools'} & set(sys.modules)))"
+    script = """
+import sys
+from mobile_export.export import main
+try:
+    main(["--help"])
+finally:
+    print(sorted({"torch", "coremltools"} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.rstrip().endswith("[]")
     assert all(name in done.stdout for name in (*VERSIONS, "--lengths", "input_ids", "pocketqa export models/student"))

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from pocketqa import answer
+from pocketqa.__main__ import main as command
 from pocketqa.errors import FolderError, InputError, OptionsError, TextError
 from pocketqa.reader import Reader
 from pocketqa.types import NoAnswer
+from tests.packaged import model_folder
 from tests.pocketqa import little
 
 PASSAGE = "The mill\nwas built by Ada in 1850."
@@ -172,6 +174,23 @@ def test_a_terminal_without_the_letters(ask, monkeypatch):
     ask("--context", "🙂 Ada")
     sys.stdout.flush()
     assert b"\\U0001f642 \\xabAda\\xbb" in raw.getvalue()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
+def test_the_whole_command_on_a_packaged_folder(tmp_path, capfd, engine):
+    (tmp_path / "history.txt").write_bytes(PASSAGE.encode())
+    folder = model_folder("distilbert")
+    words = ["answer", "--question", QUESTION, "--context-file", str(tmp_path / "history.txt"), "--model", str(folder), "--engine", engine]
+    assert command([*words, "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    best = Reader.open(folder, engine=engine).answer(QUESTION, PASSAGE).best
+    found = document["answers"][0]
+    assert (found["text"], found["start"], found["end"]) == (best.text, best.start, best.end) and found["text"] == PASSAGE[best.start : best.end]
+    assert document["model"]["engine"] == engine and len(document["model"]["sha256"]) == 64
+    assert command([*words, "--top-k", "2"]) == 0
+    assert capfd.readouterr().out.startswith(f"1. {answer.one_line(best.text)}\n")
+    assert command([*words[:-2], "--engine", engine, "--context-file", "absent.txt"]) == 2
+    assert "absent.txt, but it cannot be read" in capfd.readouterr().err
 
 
 def test_help_has_examples(capsys):

@@ -23,7 +23,7 @@ from tests.packaged import copy_of, model_folder
 
 def test_the_header_points_at_the_bytes_of_each_tensor(tmp_path):
     draw = np.random.default_rng(0)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "a.weight": draw.random((3, 5)).astype(np.float16),
         "b": draw.random(7).astype(np.float32),
         "c": np.arange(4, dtype=np.int64).reshape(2, 2),

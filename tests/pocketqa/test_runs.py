@@ -1,6 +1,5 @@
-"""Run files: what may be written, what is read back, and statistics against values worked by hand or by brute force."""
+"""Run files: what may be written, what is read back, and comparisons of two of them."""
 
-import itertools
 import json
 import re
 import socket
@@ -13,7 +12,6 @@ import pytest
 
 from pocketqa import environment, runs
 from pocketqa.errors import DataError, OptionsError
-from pocketqa.statistics import resampled_means
 from pocketqa.types import RuntimeInfo, Scores
 
 EXACT = np.array([1.0, 0.0, 1.0, 0.0])
@@ -37,138 +35,6 @@ def evaluation(exact=EXACT, f1=F1, ids=IDS, name="evaluation", sha="d" * 64, gro
         {"cpu": "a processor", "cores": 2},
         runs.evaluation_results(scores(exact, f1), exact, f1, ids, groups),
     )
-
-
-# ---- statistics
-
-
-def test_timing_summary_by_hand():
-    summary = runs.summarise_times(np.arange(1, 102) / 1000)  # 1 to 101 ms: percentile q is 1 + q exactly
-    assert (summary.count, summary.unit) == (101, "ms")
-    np.testing.assert_allclose((summary.mean, summary.p50, summary.p90, summary.p99), (51, 51, 91, 100))
-    assert runs.summarise_times([0.5], unit="s").to_json() == {"count": 1, "mean": 0.5, "p50": 0.5, "p90": 0.5, "p99": 0.5, "unit": "s"}
-
-
-@pytest.mark.parametrize("bad", [[], [0.1, float("nan")], [-1.0], [[0.1]]])
-def test_timing_summary_refuses(bad):
-    with pytest.raises(OptionsError):
-        runs.summarise_times(bad)
-    with pytest.raises(OptionsError, match="unit"):
-        runs.summarise_times([0.1], unit="minutes")
-
-
-def test_mean_interval_equals_the_whole_bootstrap_distribution():
-    values = np.array([0.0, 1.0, 5.0, 7.0])
-    every = [np.mean(drawn) for drawn in itertools.product(values, repeat=4)]  # all 256 resamples, equally likely
-    found = runs.mean_interval(values, resamples=200_000)
-    assert found.value == 3.25
-    # With so many resamples the ends fall on the neighbouring atoms of the exact distribution at most.
-    low, high = np.quantile(every, 0.025), np.quantile(every, 0.975)
-    assert abs(found.low - low) <= 0.25 and abs(found.high - high) <= 0.25
-
-
-def test_coverage_on_normal_data():
-    random = np.random.default_rng(1)
-    hits = 0
-    for trial in range(300):
-        interval = runs.mean_interval(random.normal(3.0, 2.0, size=80), resamples=1000, seed=trial)
-        hits += interval.low <= 3.0 <= interval.high
-    assert 0.90 <= hits / 300 <= 0.98
-
-
-def test_width_is_that_of_the_normal_theory():
-    values = np.random.default_rng(2).normal(size=2000)
-    interval = runs.mean_interval(values)
-    half = 1.959964 * values.std() / np.sqrt(2000)
-    np.testing.assert_allclose((interval.value - interval.low, interval.high - interval.value), half, rtol=0.04)
-
-
-def test_same_seed_same_interval_and_chunks_do_not_matter(monkeypatch):
-    values = np.random.default_rng(3).random(50)
-    whole = runs.mean_interval(values, seed=7)
-    assert runs.mean_interval(values, seed=7) == whole != runs.mean_interval(values, seed=8)
-    monkeypatch.setattr("pocketqa.statistics.CHUNK_ELEMENTS", 1024)
-    chunked = runs.mean_interval(values, seed=7)
-    np.testing.assert_allclose((chunked.low, chunked.high), (whole.low, whole.high))
-
-
-def test_paired_difference_of_equals_is_exactly_zero():
-    values = np.random.default_rng(4).random(100)
-    assert runs.mean_difference(values, values) == runs.Interval(0.0, 0.0, 0.0)
-    shifted = runs.mean_difference(values + 0.25, values)
-    np.testing.assert_allclose((shifted.value, shifted.low, shifted.high), 0.25)
-
-
-def test_pairing_is_used():
-    random = np.random.default_rng(5)
-    easy_or_hard = random.normal(0, 10, size=400)  # what both models share, and what pairs remove
-    a, b = easy_or_hard + random.normal(1, 1, size=400), easy_or_hard + random.normal(0, 1, size=400)
-    difference = runs.mean_difference(a, b)
-    expected = 1.959964 * (a - b).std() / 20
-    np.testing.assert_allclose((difference.high - difference.low) / 2, expected, rtol=0.06)
-    assert difference.low > 0
-
-
-def test_groups_are_drawn_whole():
-    # Two groups of unlike size and value: a resample is (A, A), (A, B), (B, A) or (B, B).
-    values, groups = np.array([0.0, 0.0, 0.0, 8.0]), ["A", "A", "A", "B"]
-    means = {0.0, 2.0, 8.0}  # 0 = (A, A), 2 = 8 / 4 = one of each, 8 = (B, B)
-    drawn = resampled_means(values[:, None], groups, 4000)[:, 0]
-    assert set(np.unique(drawn)) == means
-    np.testing.assert_allclose([np.mean(drawn == mean) for mean in (0.0, 2.0, 8.0)], (0.25, 0.5, 0.25), atol=0.03)
-
-
-def test_groups_widen_the_interval_of_alike_values():
-    values = np.repeat(np.random.default_rng(6).random(20), 50)  # every group says the same thing fifty times
-    groups = np.repeat(np.arange(20), 50)
-    alone, grouped = runs.mean_interval(values), runs.mean_interval(values, groups)
-    np.testing.assert_allclose((grouped.high - grouped.low) / (alone.high - alone.low), np.sqrt(50), rtol=0.1)
-
-
-@pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 1, 2, 3, 3, 3]])
-def test_ratio_of_medians_against_brute_force(groups):
-    random = np.random.default_rng(7)
-    a, b = random.lognormal(1, 1, size=9), random.lognormal(0, 1, size=9)
-    found = runs.median_ratio(a, b, groups, resamples=500, seed=11)
-    members = [np.flatnonzero(np.asarray(groups if groups is not None else range(9)) == unit) for unit in range(4 if groups else 9)]
-    draws = np.random.default_rng(11).integers(0, len(members), size=(500, len(members)))
-    ratios = []
-    for draw in draws:
-        chosen = np.concatenate([members[unit] for unit in draw])
-        ratios.append(np.median(a[chosen]) / np.median(b[chosen]))
-    np.testing.assert_allclose((found.low, found.high), np.quantile(ratios, (0.025, 0.975)))
-    assert found.value == np.median(a) / np.median(b)
-
-
-def test_ratio_of_means():
-    random = np.random.default_rng(8)
-    b = random.random(200) + 0.5
-    exact = runs.mean_ratio(0.9 * b, b)
-    np.testing.assert_allclose((exact.value, exact.low, exact.high), 0.9)
-    with pytest.raises(OptionsError, match="positive mean"):
-        runs.mean_ratio(b, np.zeros(200))
-
-
-def test_intervals_refuse_what_cannot_be_paired():
-    with pytest.raises(OptionsError, match="3 and 2"):
-        runs.mean_difference([1, 2, 3], [1, 2])
-    with pytest.raises(OptionsError, match="one group for each of 3"):
-        runs.mean_interval([1, 2, 3], groups=["a"])
-    with pytest.raises(OptionsError, match="level"):
-        runs.mean_interval([1, 2, 3], level=95)
-    with pytest.raises(OptionsError, match="positive values"):
-        runs.median_ratio([1.0, 2.0], [0.0, 1.0])
-
-
-def test_gate_looks_at_the_upper_end():
-    assert runs.passes_gate(runs.Interval(0.1, -0.1, 0.29), 0.3)
-    assert not runs.passes_gate(runs.Interval(0.1, -0.1, 0.3), 0.3)
-    assert not runs.passes_gate(runs.Interval(0.0, -9.0, 9.0), 0.3)
-
-
-def test_scaling_keeps_the_ends_in_order():
-    assert runs.Interval(1, 0, 3).scaled(-1) == runs.Interval(-1, -3, 0)
-    assert runs.Interval.from_json(runs.Interval(0.1, 0.0, 0.2).to_json()) == runs.Interval(0.1, 0.0, 0.2)
 
 
 # ---- values of each question
