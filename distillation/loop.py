@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import torch
 from torch import nn
@@ -74,46 +75,34 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     optimizer = make_optimizer(model, options)
-    state_folder = folder / "state"
-    step, tokens, before, recent = _resume(state_folder, model, optimizer, identity, say)
-    stop = _StopSignal()
-    began = saved = logged = time.monotonic()
-    logged_tokens = tokens
+    progress = _resume(folder / "state", model, optimizer, identity, say)
     model.train()
-    with stop, (folder / "log.jsonl").open("a") as log:
-        while step < len(plan):
-            rate = learning_rate(step, len(plan), options)
+    with _StopSignal() as stop, (folder / "log.jsonl").open("a") as log:
+        reporter = _Reporter(log, say, len(plan), progress, options.log_every)
+        saved = time.monotonic()
+        while progress.step < len(plan):
+            rate = learning_rate(progress.step, len(plan), options)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = make_batch(plan[step])
+            batch = make_batch(plan[progress.step])
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
                 terms = loss_of(batch)
             if not torch.isfinite(terms.total):
-                raise TrainingError(
-                    f"The loss is {terms.total.item()} at step {step}. Lower the learning rate; the last saved state is in {state_folder}."
-                )
+                found = f"The loss is {terms.total.item()} at step {progress.step}."
+                raise TrainingError(f"{found} Lower the learning rate; the last saved state is in {folder / 'state'}.")
             terms.total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            step += 1
-            tokens += batch.tokens
-            recent = [*recent[-(len(plan) // 10) :], {name: value.item() for name, value in terms.parts.items()}]
-            now = time.monotonic()
-            if now - logged >= options.log_every or step == len(plan):
-                speed = (tokens - logged_tokens) / max(now - logged, 1e-9)
-                line = {"step": step, "steps": len(plan), **_means(recent[-50:]), "lr": rate, "tokens_per_second": round(speed), "tokens": tokens}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                say(_line(line, (now - began) / max(1, step - before.step) * (len(plan) - step)))
-                logged, logged_tokens = now, tokens
-            if stop.asked or now - saved >= options.save_every or step == len(plan):
-                spent = before.seconds + now - began
-                save_state(state_folder, model, optimizer, {"step": step, "tokens": tokens, "seconds": spent, "identity": identity, "recent": recent})
-                saved = now
-                if stop.asked and step < len(plan):
-                    raise Stopped(f"Stopped at step {step} of {len(plan)}; the same command goes on from there.")
-    return LoopResult(len(plan), tokens, before.seconds + time.monotonic() - began, _means(recent))
+            progress.count(batch.tokens, {name: value.item() for name, value in terms.parts.items()}, keep=len(plan) // 10)
+            reporter.maybe(rate)
+            finished = progress.step == len(plan)
+            if stop.asked or finished or time.monotonic() - saved >= options.save_every:
+                save_state(folder / "state", model, optimizer, progress.to_json(identity))
+                saved = time.monotonic()
+            if stop.asked and not finished:
+                raise Stopped(f"Stopped at step {progress.step} of {len(plan)}; the same command goes on from there.")
+    return LoopResult(len(plan), progress.tokens, progress.seconds, _means(progress.recent))
 
 
 def make_optimizer(model: nn.Module, options: LoopOptions) -> torch.optim.AdamW:
@@ -131,26 +120,63 @@ def learning_rate(step: int, steps: int, options: LoopOptions) -> float:
     return options.learning_rate * factor
 
 
-@dataclass(frozen=True, slots=True)
-class _Before:
-    step: int
-    seconds: float
+class _Progress:
+    """How far a run is: what a stopped run needs besides tensors."""
+
+    def __init__(self, step: int = 0, tokens: int = 0, seconds: float = 0.0, recent: Sequence[dict[str, float]] = ()) -> None:
+        self.step = step
+        self.tokens = tokens
+        self.recent = list(recent)  # loss terms of the last steps
+        self._seconds = seconds
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent in training, earlier sessions included."""
+        return self._seconds + time.monotonic() - self._began
+
+    def count(self, tokens: int, terms: dict[str, float], keep: int) -> None:
+        self.step += 1
+        self.tokens += tokens
+        self.recent = [*self.recent[-keep:], terms] if keep else [terms]
+
+    def to_json(self, identity: str) -> JSON:
+        return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "recent": self.recent, "identity": identity}
 
 
-def _resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, say: Callable[[str], None]
-) -> tuple[int, int, _Before, list[dict[str, float]]]:
+class _Reporter:
+    """Writes a log line every so many seconds, and after the last step."""
+
+    def __init__(self, log: TextIO, say: Callable[[str], None], steps: int, progress: _Progress, every: float) -> None:
+        self._log, self._say, self._steps, self._progress, self._every = log, say, steps, progress, every
+        self._began = self._told = time.monotonic()
+        self._first_step, self._told_tokens = progress.step, progress.tokens
+
+    def maybe(self, rate: float) -> None:
+        now, progress = time.monotonic(), self._progress
+        if now - self._told < self._every and progress.step < self._steps:
+            return
+        speed = round((progress.tokens - self._told_tokens) / max(now - self._told, 1e-9))
+        left = (now - self._began) / (progress.step - self._first_step) * (self._steps - progress.step)
+        line = {"step": progress.step, "steps": self._steps, **_means(progress.recent[-50:]), "lr": rate, "tokens_per_second": speed}
+        self._log.write(json.dumps(line | {"tokens": progress.tokens}) + "\n")
+        self._log.flush()
+        self._say(_line(line, left))
+        self._told, self._told_tokens = now, progress.tokens
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, say: Callable[[str], None]) -> _Progress:
     found = find_state(folder)
     if found is None:
-        return 0, 0, _Before(0, 0.0), []
-    progress: JSON = read_progress(found)
-    if progress["identity"] != identity:
+        return _Progress()
+    document: JSON = read_progress(found)
+    if document["identity"] != identity:
         raise TrainingError(
             f"{found} belongs to a run with other data, options or starting weights. Give another --out, or delete {folder.parent} to start again."
         )
     load_state(found, model, optimizer)
-    say(f"resuming at step {progress['step']}")
-    return progress["step"], progress["tokens"], _Before(progress["step"], progress["seconds"]), progress["recent"]
+    say(f"resuming at step {document['step']}")
+    return _Progress(document["step"], document["tokens"], document["seconds"], document["recent"])
 
 
 class _StopSignal:

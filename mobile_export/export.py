@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_export.targets import DEFAULT_LENGTHS, MIN_LENGTH, TARGETS, check_lengths, find_target
+from pocketqa import runs
 from pocketqa.errors import FolderError, OptionsError
 from pocketqa.types import JSON, MAX_WINDOW_TOKENS
 
@@ -65,6 +67,8 @@ def main(argv: list[str]) -> int:
     _progress(_plan(checkpoint, target, lengths, path))
     exported = export_package(checkpoint, path, target, lengths, replace=arguments.force)
     report = _report(exported, target, lengths, time.perf_counter() - began)
+    if arguments.run_file:
+        _progress(f"run file: {runs.write(_run(report, checkpoint, arguments.role, argv), arguments.run_file)}")
     print(json.dumps(report) if arguments.json else _summary(report, exported.path))
     return 0
 
@@ -88,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     lengths.add_argument("--lengths", metavar="N,N,...", help="several lengths in one package; short windows then cost less. Works on every target")
     parser.add_argument("--force", action="store_true", help="replace the package if it exists")
+    parser.add_argument("--run-file", metavar="PATH", help="write a run file (sizes, specification) to this folder or .json path")
+    parser.add_argument("--role", help="teacher, student, ..., for the run file (default: the model's name)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the summary (progress goes to standard error)")
     return parser
 
@@ -145,11 +151,29 @@ def _report(exported: Exported, target: Target, lengths: tuple[int, ...], second
     }
 
 
+def _run(report: JSON, checkpoint: Checkpoint, role: str | None, argv: Sequence[str]) -> runs.RunFile:
+    features = {kind: {feature["name"]: _shape(feature) for feature in report[kind]} for kind in ("inputs", "outputs")}
+    results = runs.export_results(
+        target=report["target"],
+        precision="fp16",
+        package_bytes=report["bytes"]["package"],
+        weight_bytes=report["bytes"]["weights"],
+        specification_version=report["specification_version"],
+        **features,
+    )
+    subject = runs.Subject(checkpoint.name, role or checkpoint.name, checkpoint.sha256)
+    not_checked = ["Core ML's own arithmetic: this machine has no Core ML; the float32 network was compared with transformers"]
+    name = f"{checkpoint.name} {report['target']}"
+    return runs.new_run("export", name, [subject], [], ["pocketqa", "export", *argv], results | {"checks": report["checks"]}, not_checked)
+
+
+def _shape(feature: JSON) -> str:
+    return f"{feature['dtype']} {' or '.join(str(tuple(shape)) for shape in feature['shapes']) or '(1, T) as the input'}"
+
+
 def _summary(report: JSON, path: Path) -> str:
     features = [
-        f"  {kind} {feature['name']}: {feature['dtype']} {' or '.join(str(tuple(shape)) for shape in feature['shapes']) or '(1, T) as the input'}"
-        for kind, group in (("input ", "inputs"), ("output", "outputs"))
-        for feature in report[group]
+        f"  {kind} {feature['name']}: {_shape(feature)}" for kind, group in (("input ", "inputs"), ("output", "outputs")) for feature in report[group]
     ]
     sizes, checks = report["bytes"], report["checks"]
     return "\n".join(

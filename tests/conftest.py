@@ -16,6 +16,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime is imported by optimum too, before our runtime can see to it
 
 # Derandomised, so that a red build stays red when it is run again; tests marked full may set their own number of examples.
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)

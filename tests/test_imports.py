@@ -58,7 +58,9 @@ class Imported:
 def imports(source: str, module: str) -> list[Imported]:
     """Every import of a file.  `module` is its own dotted name, for relative imports."""
     tree = ast.parse(source)
-    return [Imported(name, node.lineno, at_once) for node, at_once in _walk(tree, at_once=True) for name in _imported_names(node, module)]
+    return [
+        Imported(name, getattr(node, "lineno", 0), at_once) for node, at_once in _walk(tree, at_once=True) for name in _imported_names(node, module)
+    ]
 
 
 def _walk(node: ast.AST, at_once: bool) -> Iterator[tuple[ast.AST, bool]]:

@@ -62,7 +62,8 @@ def test_every_extra_is_in_the_table() -> None:
 
 def test_the_tree_holds_every_file_of_the_code_and_no_other() -> None:
     tree = README[README.index("## The tree") :]
-    shown, folders = set(), []
+    shown: set[str] = set()
+    folders: list[str] = []
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         name = line.split()[0] if line.split() else ""

@@ -18,6 +18,7 @@ from mobile_export import network, targets
 from mobile_export.checkpoints import open_checkpoint
 from mobile_export.export import main
 from mobile_export.mlprogram import describe, open_program
+from pocketqa import runs
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, MissingExtra, OptionsError
 from tests.mobile_export.replay import replay
 from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
@@ -90,7 +91,11 @@ def test_the_command_leaves_a_package_that_computes_the_model(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, target: str
 ) -> None:
     package = tmp_path / "Reader.mlpackage"
-    assert main([str(folders[kind]), "--target", target, "--out", str(package), "--length", "96", "--json"]) == 0
+    options = ["--length", "96", "--json", "--role", "student", "--run-file", str(tmp_path / "runs" / "export.json")]
+    assert main([str(folders[kind]), "--target", target, "--out", str(package), *options]) == 0
+    run = runs.read(tmp_path / "runs" / "export.json")
+    assert run.results["package_bytes"] == sum(map(len, tree(package).values()))
+    assert (run.results["specification_version"], run.results["inputs"]) == (VERSIONS[target], {"input_ids": "int32 (1, 96)"})
     printed = capsys.readouterr()
     report = json.loads(printed.out)  # one line, and nothing else on standard output
     assert "2 layers x 32" in printed.err
@@ -104,7 +109,7 @@ def test_the_command_leaves_a_package_that_computes_the_model(
     assert report["bytes"]["package"] == sum(map(len, tree(package).values()))
     assert report["bytes"]["weights"] == len(tree(package)["Data/com.apple.CoreML/weights/weight.bin"])
     assert (report["checks"]["max_difference_from_transformers"], report["checks"]["hazards"]) == (pytest.approx(0, abs=1e-5), [])
-    assert [path.name for path in tmp_path.iterdir()] == ["Reader.mlpackage"]
+    assert {path.name for path in tmp_path.iterdir()} == {"Reader.mlpackage", "runs"}
     assert_computes(package, folders[kind], (96,))
 
 
