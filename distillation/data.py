@@ -70,6 +70,7 @@ class TrainingWindow:
     window: Window
     start: int
     end: int
+    wrong_paragraph: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,13 +106,13 @@ def training_windows(
                 made.append(TrainingWindow(window, 0, 0))
     wrong = wrong_paragraphs(examples, round(negatives.wrong_paragraph * len(examples)), seed)
     for _, windows in _encoded(wrong, tokenizer, options):
-        made.append(TrainingWindow(windows[int(rng.integers(len(windows)))], 0, 0))
+        made.append(TrainingWindow(windows[int(rng.integers(len(windows)))], 0, 0, wrong_paragraph=True))
     return made
 
 
 def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[QAExample]:
-    """The examples whose question fits into options.max_question_tokens."""
-    return [example for example in examples if tokenizer.count_tokens(example.question) <= options.max_question_tokens]
+    """The examples whose question has a token and fits into options.max_question_tokens."""
+    return [example for example in examples if 0 < tokenizer.count_tokens(example.question) <= options.max_question_tokens]
 
 
 def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> list[QAExample]:
@@ -125,6 +126,8 @@ def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> li
         if len(made) == count:
             break
         example, others = examples[i], articles[examples[i].title]
+        if not example.answers:
+            continue  # nothing tells whether another paragraph answers it
         for j in rng.integers(len(others), size=4):  # a few draws find one in any article with more than a handful of paragraphs
             text = others[j].lower()
             if others[j] != example.context and not any(answer.text.lower() in text for answer in example.answers):

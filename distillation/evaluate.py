@@ -11,6 +11,7 @@ MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoin
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketqa import metrics, spans, squad
-from pocketqa.errors import DataError, OptionsError, TrainingError
+from pocketqa.errors import DataError, OptionsError, TextError, TrainingError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder, safetensors_header, sha256_file
 from pocketqa.reader import Reader
@@ -49,6 +50,8 @@ def main(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     if (given.model is None) == (given.predictions is None):
         raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
+    if given.out and not Path(given.out).absolute().parent.is_dir():
+        raise OptionsError(f"Expected a folder for --out at {Path(given.out).parent}, found none. Make it first.")
     examples = squad.load(given.data, given.limit, given.seed)
     if given.predictions:
         scores = metrics.score(read_predictions(given.predictions), examples)
@@ -116,7 +119,10 @@ def predict(
     began = told = time.monotonic()
     for at in range(0, len(examples), CHUNK):
         chunk = examples[at : at + CHUNK]
-        encoded = reader.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
+        try:
+            encoded = reader.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
+        except TextError as error:
+            raise DataError(f"One of the questions {chunk[0].id!r} to {chunk[-1].id!r} cannot be asked: {error}") from None
         logits = reader.forward(encoded)
         for example, result in zip(chunk, reader.decode(encoded, logits, span_options), strict=True):
             texts[example.id] = result.best.text
@@ -213,7 +219,9 @@ def _write_run(
         "limit": given.limit,
         "window": {"max_tokens": given.max_tokens, "doc_stride": given.doc_stride},
     }
-    data = DataFile(Path(given.data).name, sha256_file(Path(given.data)), len(examples), given.split)
+    file = Path(given.data)  # a Hub data set has no file to hash: its name stands for it, as in training manifests
+    digest = sha256_file(file) if file.is_file() else hashlib.sha256(given.data.encode()).hexdigest()
+    data = DataFile(file.name, digest, len(examples), given.split)
     subject = Subject.of(reader.name, given.role or reader.name, reader.model_hash, reader.info)
     name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}"
     run = new_run("evaluation", name, [subject], [data], ["pocketqa", "evaluate", *argv], results)

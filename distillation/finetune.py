@@ -2,7 +2,7 @@
 
     pocketqa finetune bert-base-uncased --data train-v1.1.json --out runs-local/teacher
     pocketqa finetune student-start --teacher runs-local/teacher --data train-v1.1.json --out runs-local/student
-    pocketqa finetune tests/tiny --data sample.json --epochs 1 --out /tmp/tiny        # seconds on a CPU
+    pocketqa finetune BASE --data train-v1.1.json@0.01 --epochs 1 --out out/try          # one question in a hundred: minutes on a CPU
 
 With --teacher this is the DistilBERT paper's second distillation step: alpha_ce x KL to the teacher's start and end distributions at a
 temperature + alpha_squad x cross-entropy to the gold answers.  A stopped run goes on when the same command is given again.
@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,13 +36,14 @@ from distillation.evaluate import development_report
 from distillation.loop import LoopOptions, LoopResult, Stopped, run
 from distillation.losses import LossTerms
 from distillation.recipes import FinetuneRecipe
-from pocketqa.errors import TrainingError
+from pocketqa import squad
+from pocketqa.errors import DataError, TrainingError, VocabularyMismatch
 from pocketqa.features import Tokenizer
 from pocketqa.folders import write_manifest
 from pocketqa.reader import Reader
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
 from pocketqa.runtimes.pytorch import PyTorchRuntime
-from pocketqa.types import JSON, NoAnswer, Scores, WindowOptions
+from pocketqa.types import JSON, NoAnswer, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,10 @@ class Job:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa finetune`."""
     job = _parse(argv)
-    if (job.out / "config.json").exists():
-        raise TrainingError(f"{job.out} already holds a finished checkpoint. Give another --out or delete it.")
+    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+        raise TrainingError(f"{job.out} is not empty (a finished checkpoint, perhaps). Give another --out or delete it.")
+    if job.dev and not any(example.answers for example in squad.load(job.dev)):
+        raise DataError(f"{job.dev}: expected answerable questions to choose a threshold on, found none. Name another development split.")
     try:
         summary = finetune(job)
     except Stopped as stopped:
@@ -84,10 +88,14 @@ def finetune(job: Job) -> JSON:
     teacher = modeling.load_reader(job.teacher).eval() if job.teacher else None
     work = job.out.with_name(job.out.name + ".run")
     work.mkdir(parents=True, exist_ok=True)
+    if _kept_state(work).exists() and not (work / "state").exists():
+        os.replace(_kept_state(work), work / "state")
     save_tokenizer(job.model, work)
     tokenizer = Tokenizer(work / "tokenizer.json")
-    _check_vocabulary(tokenizer, model, teacher, job)
+    _check_vocabulary(tokenizer, model, job)
     counts, windows = _windows(job, tokenizer)
+    if not windows:
+        raise TrainingError("The data give no training window: every question is longer than --max-question-tokens. Raise it or name other data.")
     plan = make_plan(windows, recipe)
     _say_plan(job, model, windows, plan)
     identity = _identity(job)
@@ -137,6 +145,8 @@ def loop_options(recipe: FinetuneRecipe) -> LoopOptions:
         learning_rate=recipe.learning_rate,
         warmup=recipe.warmup,
         weight_decay=recipe.weight_decay,
+        betas=(0.9, recipe.beta2),
+        eps=recipe.eps,
         clip=recipe.clip,
         precision=recipe.precision,
         seed=recipe.seed,
@@ -154,23 +164,26 @@ def _dropout(source: str, recipe: FinetuneRecipe) -> dict[str, Any]:
     return {"dropout": recipe.dropout, "attention_dropout": recipe.attention_dropout, "qa_dropout": 0.0}
 
 
-def _check_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel, teacher: PreTrainedModel | None, job: Job) -> None:
-    for source, net in ((job.model, model), (job.teacher, teacher)):
-        rows = net.config.vocab_size if net is not None else None
-        if rows is not None and rows < tokenizer.size:
-            raise TrainingError(
-                f"The tokenizer of {job.model} has {tokenizer.size} entries, {source} only {rows} embeddings: they do not belong together."
-            )
+def _check_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
+    if model.config.vocab_size < tokenizer.size:
+        raise TrainingError(
+            f"The tokenizer of {job.model} has {tokenizer.size} entries, its model only {model.config.vocab_size} embeddings: no pair."
+        )
+    if job.teacher:
+        with tempfile.TemporaryDirectory() as folder:
+            save_tokenizer(job.teacher, Path(folder))
+            other = Tokenizer(Path(folder) / "tokenizer.json").vocabulary_hash
+        if other != tokenizer.vocabulary_hash:
+            raise VocabularyMismatch(f"Expected one vocabulary, found two, in {job.model} and in {job.teacher}. Name a teacher with the student's.")
 
 
 def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingWindow]]:
     recipe = job.recipe
-    options = WindowOptions(recipe.max_tokens, recipe.doc_stride, recipe.max_question_tokens)
     negatives = NegativeOptions(recipe.negative_windows, recipe.wrong_paragraph)
     counts, windows = [], []
     for number, source in enumerate(job.sources):
         examples = source.load(recipe.seed)
-        made = training_windows(examples, tokenizer, options, negatives, seed=recipe.seed * 1000 + number)
+        made = training_windows(examples, tokenizer, recipe.windows(), negatives, seed=recipe.seed * 1000 + number)
         windows += made
         counts.append(
             {
@@ -178,6 +191,7 @@ def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingW
                 "sha256": data_hash(source.path),
                 "questions": len(examples),
                 "unanswerable": sum(e.is_impossible for e in examples),
+                "wrong_paragraphs": sum(item.wrong_paragraph for item in made),
                 "windows": len(made),
             }
         )
@@ -230,13 +244,19 @@ def _finish(job: Job, model: PreTrainedModel, work: Path, summary: JSON) -> None
         report = development_report(_live_reader(model, work, job), job.dev, job.dev_limit, job.recipe.seed)
         summary["development"] = {"file": Path(job.dev).name, "sha256": data_hash(job.dev), **report, "seconds": round(time.monotonic() - began, 1)}
         threshold = report.get("no_answer_threshold")
-        _say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  no-answer AUROC {report['no_answer_auroc']:.3f}")
-    trained = job.recipe.wrong_paragraph > 0 or any(count["unanswerable"] for count in summary["data"])
-    shutil.rmtree(work / "state", ignore_errors=True)
+        auroc = f"no-answer AUROC {report['no_answer_auroc']:.3f}" if threshold is not None else "no article of two paragraphs, so no threshold"
+        _say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  {auroc}")
+    trained = any(count["unanswerable"] or count["wrong_paragraphs"] for count in summary["data"])
+    os.replace(work / "state", _kept_state(work))  # until the checkpoint is in place, so that a kill here loses nothing
     write_manifest(
         work, kind="checkpoint", name=job.name, parent=summary["start"], config=summary, seed=job.recipe.seed, no_answer=NoAnswer(trained, threshold)
     )
     os.replace(work, job.out)
+    shutil.rmtree(_kept_state(work))
+
+
+def _kept_state(work: Path) -> Path:
+    return work.with_name(work.name + ".state")
 
 
 def _training_run(job: Job, summary: JSON, argv: list[str]) -> RunFile:

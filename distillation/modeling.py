@@ -45,7 +45,12 @@ def load_reader(source: str, **overrides: Any) -> PreTrainedModel:
     config = load_config(source)
     for key, value in overrides.items():
         setattr(config, key, value)
-    model, report = AutoModelForQuestionAnswering.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    try:
+        model, report = AutoModelForQuestionAnswering.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
     missing = [key for key in report["missing_keys"] if not key.startswith("qa_outputs.")]
     if missing:
         raise TrainingError(
@@ -80,7 +85,7 @@ def grow(model: BertForQuestionAnswering, layers: int, insert: str = "copy") -> 
         nearly unchanged (after Net2Net's deepening, Chen et al. 2016; exact where that LayerNorm's gain is uniform).
     """
     shallow = depth(model.config)
-    if layers % shallow:
+    if layers < shallow or layers % shallow:
         raise TrainingError(f"A model of {shallow} layers grows to a multiple of {shallow}; found {layers}. Use {2 * shallow}.")
     if insert not in {"copy", "quiet"}:
         raise TrainingError(f"insert must be 'copy' or 'quiet', found {insert!r}.")
@@ -114,10 +119,8 @@ def every_other_layer(teacher_layers: int, student_layers: int) -> tuple[int, ..
 
     For 12 -> 6 this is every other layer, 0 2 4 6 8 10, which in a teacher grown in place are the layers of its ancestor.
     """
-    if student_layers > teacher_layers:
-        raise TrainingError(
-            f"A student of {student_layers} layers cannot start from a teacher of {teacher_layers}. Ask for at most {teacher_layers}."
-        )
+    if not 1 <= student_layers <= teacher_layers:
+        raise TrainingError(f"A student of {student_layers} layers cannot start from a teacher of {teacher_layers}. Ask for 1 to {teacher_layers}.")
     if teacher_layers % student_layers == 0:
         return tuple(range(0, teacher_layers, teacher_layers // student_layers))
     if student_layers == 1:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketqa.errors import TrainingError
+from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.types import SPECIAL_TOKENS, WindowOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class FinetuneRecipe:
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float = 1.0
+    beta2: float = 0.98
+    eps: float = 1e-6
     dropout: float = 0.1
     attention_dropout: float = 0.0
     max_tokens: int = 384
@@ -38,6 +41,10 @@ class FinetuneRecipe:
     alpha_squad: float = 0.5
     precision: str = "bf16"
     seed: int = 0
+
+    def windows(self) -> WindowOptions:
+        """How questions and passages are cut."""
+        return WindowOptions(self.max_tokens, self.doc_stride, self.max_question_tokens)
 
     def problems(self) -> list[str]:
         """Sentences on everything that is wrong, empty when nothing is."""
@@ -52,6 +59,14 @@ class FinetuneRecipe:
             found.append(f"--alpha-ce and --alpha-squad must be 0 or more and not both 0, found {self.alpha_ce} and {self.alpha_squad}")
         if self.precision not in {"bf16", "fp32"}:
             found.append(f"--precision must be bf16 or fp32, found {self.precision!r}")
+        if self.max_tokens - SPECIAL_TOKENS - self.max_question_tokens <= self.doc_stride:
+            found.append(
+                f"--max-tokens {self.max_tokens} leaves no step beyond --doc-stride {self.doc_stride} after questions of {self.max_question_tokens}"
+            )
+        try:
+            self.windows()
+        except OptionsError as error:
+            found.append(str(error))
         if self.batch_tokens < self.max_tokens:
             found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one window of --max-tokens ({self.max_tokens})")
         return found

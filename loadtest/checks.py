@@ -54,7 +54,7 @@ def _check_body(body: dict[str, Any], question: Question, asked: dict[str, Any])
         raise WrongAnswer(f"expected 1 to {asked['top_k']} answers, found {len(answers)}")
     for answer in answers:
         _check_answer(answer, question.context, asked["no_answer"])
-    timings = body["timings_ms"]
+    timings = body["timings"]
     for stage in STAGES:
         if not (math.isfinite(timings[stage]) and timings[stage] >= 0):
             raise WrongAnswer(f"expected the milliseconds of {stage}, found {timings[stage]}")

@@ -87,6 +87,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _carried(source: Path, out: Path, say: Callable[[str], None]) -> Manifest | None:
+    """The manifest whose name, threshold and recipe go on; one that cannot be read is only given up where the folder is being repaired in place."""
+    try:
+        return read_manifest(source)
+    except CorruptFolder as error:
+        if out.resolve() != source.resolve():
+            raise
+        say(f"Warning: {error} Its name, seed and no-answer threshold are lost.")
+        return None
+
+
 def package(
     checkpoint: str, out: str | Path, *, name: str | None = None, opset: int = DEFAULT_OPSET, force: bool = False, say: Callable[[str], None] = print
 ) -> Packaged:
@@ -96,7 +107,7 @@ def package(
     _check_out(checkpoint, Path(out), force)
     source = locate(checkpoint)
     config = read_config(source)
-    carried = read_manifest(source)
+    carried = _carried(source, Path(out), say)
     files = weight_files(source)
     say(f"Reading {source}")
     model = load_model(source, config)

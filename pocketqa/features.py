@@ -136,14 +136,15 @@ def window_starts(tokens: int, capacity: int, overlap: int) -> list[int]:
 def max_context_windows(tokens: int, starts: Sequence[int], capacity: int) -> Ints:
     """For each passage token (C,) the window in which it has the most context on its poorer side.
 
-    The score, min(left, right) + 0.01 x window length with the earlier window winning ties, is that of Google's BERT run_squad.py.
+    The score is min(left, right), the earlier window winning ties: that of Google's BERT run_squad.py without its bonus of 0.01 x window length,
+    which gives a long window its tokens up to the very end when the next one is hardly longer, so that spans across that end are lost.
     """
-    best = np.full(tokens, -1.0)
+    best = np.full(tokens, -1)
     owner = np.zeros(tokens, dtype=np.int32)
     for w, begin in enumerate(starts):
         end = min(begin + capacity, tokens)
         positions = np.arange(begin, end)
-        score = np.minimum(positions - begin, end - 1 - positions) + 0.01 * (end - begin)
+        score = np.minimum(positions - begin, end - 1 - positions)
         better = score > best[begin:end]
         best[begin:end][better] = score[better]
         owner[begin:end][better] = w

@@ -31,17 +31,24 @@ def decode(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = N
     for logits of another shape or not finite.
     """
     options = options or SpanOptions()
+    check_options(encoded, options, no_answer)
     threshold = _null_threshold(options, no_answer or NoAnswer())
     _check_logits(encoded, logits)
     results = []
     for request, (first, last) in zip(encoded.requests, encoded.ranges, strict=True):
         began = time.perf_counter()
         windows = encoded.windows[first:last]
-        _check_overlap(windows, options, encoded.options.doc_stride)
         answers = _decode_request(request, windows, logits.start[first:last], logits.end[first:last], options, threshold)
         tokens = sum(len(window) for window in windows)
         results.append(Result(answers, StageTimings(decode=time.perf_counter() - began), len(windows), tokens))
     return results
+
+
+def check_options(encoded: Encoded, options: SpanOptions, no_answer: NoAnswer | None = None) -> None:
+    """Raises what `decode` would raise about options, so that a caller can ask before a forward pass is spent."""
+    _null_threshold(options, no_answer or NoAnswer())
+    for first, last in encoded.ranges:
+        _check_overlap(encoded.windows[first:last], options, encoded.options.doc_stride)
 
 
 def null_margins(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None) -> Floats:
@@ -143,14 +150,18 @@ def _null_threshold(options: SpanOptions, no_answer: NoAnswer) -> float | None:
     return no_answer.threshold or 0.0
 
 
+def longest_safe_answer(overlap: int) -> int:
+    """Tokens of the longest span that no border of windows can cut: in an overlap of o, a token's best window holds (o - 1) // 2 tokens after it."""
+    return max(1, (overlap - 1) // 2 + 1)
+
+
 def _check_overlap(windows: tuple[Window, ...], options: SpanOptions, overlap: int) -> None:
-    # In an overlap of o tokens, a token's best window holds at least (o - 1) // 2 tokens after it: longer spans could be cut off.
-    longest = (overlap - 1) // 2 + 1
+    longest = longest_safe_answer(overlap)
     if options.max_answer_tokens > longest and len(windows) > 1 and any(w.first_token > 0 for w in windows):
         raise OptionsError(
             f"Answers of {options.max_answer_tokens} tokens need windows that overlap by at least {2 * options.max_answer_tokens - 1}; "
             f"doc_stride is {overlap}. "
-            f"Raise doc_stride or lower max_answer_tokens to {max(longest, 0)}."
+            f"Raise doc_stride or lower max_answer_tokens to {longest}."
         )
 
 

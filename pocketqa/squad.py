@@ -155,5 +155,8 @@ def _from_hub(source: str) -> Iterator[QAExample]:
         raise DataError(f"{source!r} is neither a file nor a Hub data set that can be reached ({type(error).__name__}: {error}).") from error
     for i, row in enumerate(rows):
         where = f"{source}: row {i}"
-        golds = [{"text": t, "answer_start": s} for t, s in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)]
+        try:
+            golds = [{"text": t, "answer_start": s} for t, s in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: expected SQuAD's columns (answers: text, answer_start), found {type(error).__name__}: {error}.") from None
         yield _example({**row, "answers": golds}, _text(row, "context", where), str(row.get("title", "")), where)

@@ -64,7 +64,7 @@ async def answer(body: AnswerRequest, response: Response, service: RunningServic
     answered = await service.inference.answer(body.model, read_question(body, service.settings))
     result, timings = answered.result, _timings(answered)
     response.headers.update(stage_headers(timings))
-    return AnswerResponse(model=body.model, answers=_items(result), windows=result.windows, tokens=result.tokens, timings_ms=timings)
+    return AnswerResponse(model=body.model, answers=_items(result), windows=result.windows, tokens=result.tokens, timings=timings)
 
 
 @router.post("/v1/compare", tags=["questions"], summary="Put a question to teacher and student", responses=documented(QUESTION_ERRORS))
@@ -74,7 +74,7 @@ async def compare(body: CompareRequest, response: Response, service: RunningServ
     sides = {}
     for served, answered in ((service.pair.teacher, compared.teacher), (service.pair.student, compared.student)):
         side = sides[served.role] = _side(served, answered)
-        response.headers.update(stage_headers(side.timings_ms, f"{served.role}-"))
+        response.headers.update(stage_headers(side.timings, f"{served.role}-"))
     teacher, student = compared.teacher.result, compared.student.result
     return CompareResponse(
         teacher=sides["teacher"],
@@ -131,7 +131,7 @@ def stage_headers(timings: Timings, prefix: str = "") -> Mapping[str, str]:
 def _side(served: Served, answered: Answered) -> ModelAnswers:
     info = served.reader.info
     return ModelAnswers(
-        name=served.reader.name, engine=info.engine, precision=info.precision, answers=_items(answered.result), timings_ms=_timings(answered)
+        name=served.reader.name, engine=info.engine, precision=info.precision, answers=_items(answered.result), timings=_timings(answered)
     )
 
 

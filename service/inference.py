@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pocketqa.errors import EngineError
 from pocketqa.features import Encoded
+from pocketqa.spans import check_options
 from pocketqa.types import Result, SpanLogits, StageTimings
 from service.models import Pair, Served
 from service.questions import Question, encode
@@ -68,14 +69,14 @@ class Inference:
         """One model's answers."""
         began = time.perf_counter()
         served = self._pair[role]
-        encoded = await self._encode(question)
+        encoded = await self._encode(question, [served])
         result = await self._read(served, question, encoded)
         return Answered(result, time.perf_counter() - began)
 
     async def compare(self, question: Question) -> Compared:
         """Both models' answers on the same windows, in an order drawn anew each time: the second would otherwise always find caches warm."""
         began = time.perf_counter()
-        encoded = await self._encode(question)
+        encoded = await self._encode(question, [self._pair["teacher"], self._pair["student"]])
         shared = time.perf_counter() - began
         order: list[Role] = ["teacher", "student"]
         random.shuffle(order)
@@ -86,9 +87,15 @@ class Inference:
             sides[role] = Answered(result, shared + time.perf_counter() - began)
         return Compared(sides["teacher"], sides["student"], order[0])
 
-    async def _encode(self, question: Question) -> Encoded:
-        # Both models share a vocabulary, so either tokenizer will do.
-        return await _run(self._text, lambda: encode(self._pair.student.reader, question, self._max_windows))
+    async def _encode(self, question: Question, readers: Sequence[Served]) -> Encoded:
+        def work() -> Encoded:
+            # Both models share a vocabulary, so either tokenizer will do.
+            encoded = encode(self._pair.student.reader, question, self._max_windows)
+            for served in readers:  # options that decoding would refuse are refused before a forward pass is spent on them
+                check_options(encoded, question.span_options(served.reader.no_answer), served.reader.no_answer)
+            return encoded
+
+        return await _run(self._text, work)
 
     async def _read(self, served: Served, question: Question, encoded: Encoded) -> Result:
         forwarded = await self._forward(served, encoded)

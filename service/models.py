@@ -103,14 +103,14 @@ def open_model(role: Role, path: Path, settings: Settings) -> Served:
     """One model, its files compared with their hashes and its engine with the golden questions, which warm it as well.
 
     An engine that "auto" picked and that answers otherwise than the packaged model is replaced by ONNX Runtime, aloud.
-    Raises FolderError; EngineError where the engine that was asked for, or ONNX Runtime itself, answers otherwise.
+    Raises FolderError; EngineError where the engine or precision that was asked for, or ONNX Runtime itself, answers otherwise.
     """
     folder = ModelFolder(path)
     reader = Reader.open(path, engine=settings.engine, threads=settings.threads, precision=settings.precision)
     golden = Golden.load(folder.golden)
     if problems := replay(reader, golden):
         info = reader.info
-        if settings.engine != "auto" or info.engine == SAFEST_ENGINE:
+        if settings.engine != "auto" or settings.precision is not None or info.engine == SAFEST_ENGINE:
             raise EngineError(
                 f"The {role} at {path} answers otherwise on {info.engine} {info.precision} than when it was packaged. {problems[0]} "
                 f"Name another engine with --engine, or make the folder again with: {repair_command(path)}"

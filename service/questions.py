@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pocketqa.features import Encoded
 from pocketqa.reader import Reader
+from pocketqa.spans import longest_safe_answer
 from pocketqa.types import SPECIAL_TOKENS, NoAnswer, Request, SpanOptions, WindowOptions
 from service.errors import LimitExceeded
 from service.schemas import CompareRequest
@@ -45,7 +46,8 @@ def read_question(body: CompareRequest, settings: Settings) -> Question:
     stride = min(WindowOptions().doc_stride, body.max_tokens // 2) if body.doc_stride is None else body.doc_stride
     longest_question = min(WindowOptions().max_question_tokens, body.max_tokens // 2)
     options = WindowOptions(max_tokens=body.max_tokens, doc_stride=stride, max_question_tokens=longest_question)
-    return Question(Request(body.question, contexts), options, body.top_k, body.max_answer_tokens, body.no_answer)
+    longest = body.max_answer_tokens or min(SpanOptions().max_answer_tokens, longest_safe_answer(stride))
+    return Question(Request(body.question, contexts), options, body.top_k, longest, body.no_answer)
 
 
 def encode(reader: Reader, question: Question, max_windows: int) -> Encoded:

@@ -34,8 +34,8 @@ class CompareRequest(_Strict):
     question: Text = Field(description="The question.")
     context: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="The passage, or a list of passages to search together.")
     top_k: Annotated[int, Field(ge=1, le=100)] = Field(_SPANS.top_k, description="How many answers, best first; they do not overlap one another.")
-    max_answer_tokens: Annotated[int, Field(ge=1, le=LONGEST_ANSWER_TOKENS)] = Field(
-        _SPANS.max_answer_tokens, description="Longest answer in tokens."
+    max_answer_tokens: Annotated[int, Field(ge=1, le=LONGEST_ANSWER_TOKENS)] | None = Field(
+        None, description=f"Longest answer in tokens. null: {_SPANS.max_answer_tokens}, or what doc_stride allows where that is less."
     )
     no_answer: bool | None = Field(
         None,
@@ -90,7 +90,7 @@ class AnswerResponse(BaseModel):
     answers: list[AnswerItem]
     windows: int = Field(description="Model inputs that the passages were cut into.")
     tokens: int = Field(description="Tokens of all windows.")
-    timings_ms: Timings
+    timings: Timings
 
 
 class ModelAnswers(BaseModel):
@@ -100,7 +100,7 @@ class ModelAnswers(BaseModel):
     engine: str
     precision: str
     answers: list[AnswerItem]
-    timings_ms: Timings
+    timings: Timings
 
 
 class Agreement(BaseModel):

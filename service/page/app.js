@@ -76,7 +76,7 @@ function card(role, side, longest) {
   find(".answer").classList.toggle("none", none);
   find(".fill").style.width = `${100 * (best ? best.score : 0)}%`;
   find(".percent").textContent = `${percent(best ? best.score : 0)} confident`;
-  const times = side.timings_ms;
+  const times = side.timings;
   find(".total").textContent = milliseconds(times.total);
   for (const stage of STAGES) {
     const part = make("span", stage);
@@ -114,7 +114,7 @@ function verdict(data) {
 function show(context, data) {
   const best = ROLES.map((role) => ({ role, ...(data[role].answers[0] ?? { is_no_answer: true }) }));
   showPassage(context, best.filter((answer) => !answer.is_no_answer && answer.source === 0));
-  const longest = Math.max(...ROLES.map((role) => data[role].timings_ms.total), 1e-6);
+  const longest = Math.max(...ROLES.map((role) => data[role].timings.total), 1e-6);
   $("cards").replaceChildren(...ROLES.map((role) => card(role, data[role], longest)));
   $("results").hidden = false;
   const said = best.map((a) => `${TITLES[a.role]}: ${a.is_no_answer ? NOTHING : `${a.text}, ${percent(a.score)} confident`}`);

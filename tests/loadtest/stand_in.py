@@ -30,7 +30,7 @@ def answer(body: dict[str, Any], fault: str = "") -> dict[str, Any]:
     if fault == "span" and model == "student":
         found |= {"start": start + 1, "end": start + 1 + len(text)}
     timings = {"tokenise": 0.1, "queue": 0.0, "forward": FORWARD_MS[model], "decode": 0.1, "total": FORWARD_MS[model] + 0.2}
-    return {"model": model, "answers": [found], "windows": 1, "tokens": len(context.split()), "timings_ms": timings}
+    return {"model": model, "answers": [found], "windows": 1, "tokens": len(context.split()), "timings": timings}
 
 
 class Server(ThreadingHTTPServer):

@@ -23,8 +23,8 @@ def body(**changes: Any) -> dict[str, Any]:
     answer = {"text": "Ada Marsh", "start": START, "end": START + 9, "score": 0.75, "source": 0, "is_no_answer": False}
     timings = {"tokenise": 0.2, "queue": 0.0, "forward": 6.5, "decode": 0.3, "total": 7.1}
     answer |= changes.pop("answer", {})
-    timings |= changes.pop("timings", {})
-    return {"model": "student", "answers": [answer], "windows": 1, "tokens": 20, "timings_ms": timings} | changes
+    timings |= changes.pop("stages", {})
+    return {"model": "student", "answers": [answer], "windows": 1, "tokens": 20, "timings": timings} | changes
 
 
 def check(document: object, asked: dict[str, Any] = ASKED) -> Checked:
@@ -57,9 +57,9 @@ def test_the_best_answer_is_the_one_that_is_scored() -> None:
         ({"model": "teacher"}, "expected an answer of the student"),
         ({"answers": []}, "1 to 2 answers, found 0"),
         ({"answers": [body()["answers"][0]] * 3}, "1 to 2 answers, found 3"),
-        ({"timings": {"forward": -1.0}}, "milliseconds of forward"),
-        ({"timings": {"queue": None}}, "the fields of /v1/answer"),
-        ({"timings_ms": {}}, "the fields of /v1/answer"),
+        ({"stages": {"forward": -1.0}}, "milliseconds of forward"),
+        ({"stages": {"queue": None}}, "the fields of /v1/answer"),
+        ({"timings": {}}, "the fields of /v1/answer"),
         ({"answers": ["Ada Marsh"]}, "the fields of /v1/answer"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketqa import features
+from pocketqa import features, spans
 from pocketqa.errors import CorruptFolder, OptionsError, TextError
 from pocketqa.features import Tokenizer
 from pocketqa.types import GoldAnswer, Request, WindowOptions
@@ -70,7 +70,7 @@ def test_max_context_against_brute_force(shape):
         for window, begin in enumerate(starts):
             end = min(begin + capacity, tokens) - 1
             if begin <= token <= end:
-                scores.append((min(token - begin, end - token) + 0.01 * (end - begin + 1), -window))
+                scores.append((min(token - begin, end - token), -window))
         assert found[token] == -max(scores)[1]
 
 
@@ -79,7 +79,7 @@ def test_a_short_span_is_whole_in_the_window_of_its_first_token(shape):
     tokens, capacity, overlap = shape
     starts = features.window_starts(tokens, capacity, overlap)
     owner = features.max_context_windows(tokens, starts, capacity)
-    longest = (overlap - 1) // 2 + 1  # what decoding relies on
+    longest = spans.longest_safe_answer(overlap)
     for token in range(tokens):
         end = min(starts[owner[token]] + capacity, tokens)
         assert min(token + longest, tokens) <= end
@@ -276,3 +276,11 @@ def test_many_threads_with_settings_of_their_own(tokenizer):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_window_that_is_hardly_longer_takes_the_tokens_at_the_end():
+    # The last token of 372 is in the second window only: a span that ends on it must count there, though that window holds one new token.
+    starts = features.window_starts(372, 371, 128)
+    owner = features.max_context_windows(372, starts, 371)
+    assert starts == [0, 243]
+    assert set(owner[372 - spans.longest_safe_answer(128) :].tolist()) == {1}

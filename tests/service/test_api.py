@@ -123,7 +123,7 @@ def test_a_long_passage_is_read_in_windows_that_overlap(client: TestClient) -> N
 
 def test_stage_times_are_in_the_body_and_in_headers(client: TestClient) -> None:
     response = client.post("/v1/answer", json={"question": WHO, "context": MILL})
-    times = response.json()["timings_ms"]
+    times = response.json()["timings"]
     assert list(times) == [*STAGES, "total"]
     assert all(times[stage] >= 0 for stage in times)
     assert times["total"] >= sum(times[stage] for stage in STAGES) - 0.01
@@ -140,7 +140,7 @@ def test_compare_puts_one_question_to_both(client: TestClient) -> None:
     assert (body["teacher"]["name"], body["teacher"]["engine"], body["teacher"]["precision"]) == ("tiny-teacher", "tiny", "fp32")
     assert body["agreement"] == {"same_span": False, "same_text": False, "f1": 0.0}
     assert (body["windows"], body["tokens"]) == (1, 17)
-    teacher, student = body["teacher"]["timings_ms"], body["student"]["timings_ms"]
+    teacher, student = body["teacher"]["timings"], body["student"]["timings"]
     assert teacher["tokenise"] == student["tokenise"]
     assert body["speed_ratio"] == pytest.approx(teacher["forward"] / student["forward"], rel=0.2)
     assert float(response.headers["x-teacher-forward-ms"]) == teacher["forward"]
@@ -211,7 +211,7 @@ def test_one_forward_pass_at_a_time_and_the_wait_is_queue_time(tmp_path: Path) -
         waiting = [people.submit(ask, client, model=role) for role in ("student", "teacher") * 2]
         assert client.get("/livez").status_code == 200  # while every core is taken
         threading.Timer(0.2, gate.set).start()
-        queued = sorted(future.result(30)["timings_ms"]["queue"] for future in waiting)
+        queued = sorted(future.result(30)["timings"]["queue"] for future in waiting)
     runtimes = [served.reader.runtime for served in (pair.teacher, pair.student)]
     assert all(isinstance(runtime, WordRuntime) and runtime.most_running == 1 for runtime in runtimes)
     assert queued[0] < 100 < queued[-1]

@@ -137,13 +137,19 @@ def test_a_limit_is_named_with_what_was_found(client: TestClient, path: str, bod
 OPTIONS = {
     "stride over window": {"max_tokens": 64, "doc_stride": 64},
     "no room for the passage": {"max_tokens": 64, "doc_stride": 62, "context": "x " * 200},
-    "answers longer than the overlap": {"max_tokens": 64, "doc_stride": 4, "context": "x " * 100},
+    "answers longer than the overlap": {"max_tokens": 64, "doc_stride": 4, "max_answer_tokens": 30, "context": "x " * 100},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options_that_contradict_are_422(client: TestClient, options: dict) -> None:
     check_error(client.post("/v1/answer", json={"question": "who?", "context": "Bell"} | options), 422, "invalid_options")
+
+
+@pytest.mark.parametrize("path", ["/v1/answer", "/v1/compare"])
+def test_small_windows_need_no_further_option(client: TestClient, path: str) -> None:
+    response = client.post(path, json={"question": "who?", "context": "x " * 100, "max_tokens": 64})
+    assert response.status_code == 200, response.text
 
 
 TEXTS = {
