@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime is imported by optimum too, before our runtime can see to it
+
+# A shell starts background jobs with SIGINT ignored, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Derandomised, so that a red build stays red when it is run again; tests marked full may set their own number of examples.
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)

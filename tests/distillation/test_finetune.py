@@ -140,7 +140,7 @@ def test_a_state_of_another_run_is_refused_and_a_damaged_one_named(tmp_path: Pat
 
 def test_a_finished_folder_is_not_overwritten(tmp_path: Path, data: Path) -> None:
     base = tiny_bert(tmp_path / "base")
-    with pytest.raises(TrainingError, match="already holds a finished checkpoint"):
+    with pytest.raises(TrainingError, match="is not empty"):
         finetune.main([str(base), "--data", str(data), "--out", str(base)])
 
 
