@@ -33,7 +33,8 @@ def test_squad_dev_is_read_whole_and_no_answer_is_lost(data_folder: Path) -> Non
 
 def test_gold_answers_score_full_marks(data_folder: Path) -> None:
     examples = squad.load(data_folder / "squad" / "dev-v1.1.json")
-    scores = metrics.score({example.id: example.answers[-1].text for example in examples}, examples)
+    # The first answers: one question has "." as its last, which normalises to nothing and so scores F1 0 by the rules of version 1.1.
+    scores = metrics.score({example.id: example.answers[0].text for example in examples}, examples)
     assert scores.exact_match == scores.f1 == 100.0
 
 
