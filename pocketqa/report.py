@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     runs = read_all(arguments.runs)
     wanted = [(arguments.out, results_page(runs, _links(arguments.runs, arguments.out)))]
     if not arguments.no_readme:
-        wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme)))))
+        wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
     if arguments.check:
         problems = [problem for path, text in wanted if (problem := first_difference(path, text))]
         if problems:
@@ -122,14 +122,16 @@ def _line(text: str | None) -> str:
     return "(the end of the file)" if text is None else repr(text)
 
 
-def _links(folder: Path, page: Path) -> Link:
-    """The cell that says where a row comes from: run file, command, machine, date."""
+def _links(folder: Path, page: Path, brief: bool = False) -> Link:
+    """The cell that says where a row comes from: run file, command, machine, date; `brief` leaves command and machine to the run file."""
     try:
         base = folder.resolve().relative_to(page.resolve().parent).as_posix()
     except ValueError:  # the runs lie elsewhere: a relative link would depend on this machine
         base = folder.name
 
     def link(name: str, run: RunFile) -> str:
+        if brief:
+            return f"[run file]({base}/{name}), {run.created[:10]}"
         e = run.environment
         machine = ", ".join(part for part in (str(e.get("cpu", "")), f"{e['cores']} cores" if "cores" in e else "") if part)
         return f"[{name}]({base}/{name}): `{run.command}`; {machine or 'machine unknown'}; {run.created[:10]}"
