@@ -53,12 +53,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.  Raises OptionsError naming the address and what to change."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OptionsError(
             f"Expected an address to listen on, found that {host} port {port} cannot be used: {error.strerror or error}. "
             "Name another with --host and --port (or POCKETQA_HOST and POCKETQA_PORT); port 0 takes a free one."
         ) from None
+    # Connections inherit this.  Header and body of an answer leave in two writes: on a kept connection the second would otherwise wait some
+    # 40 ms for the client's delayed acknowledgement.  (asyncio sees to it only for sockets whose protocol is named, and this one's is not.)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def url(listener: socket.socket) -> str:

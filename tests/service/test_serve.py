@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +22,7 @@ from pocketqa.errors import EngineError, FolderError
 from pocketqa.folders import ModelFolder, write_manifest
 from pocketqa.golden import Golden
 from service.models import open_pair
+from service.serve import listen
 from service.settings import Settings
 from tests.tiny import tiny_bert, tiny_distilbert
 
@@ -154,3 +156,10 @@ def test_an_engine_that_answers_otherwise_is_refused(settings: Settings, tmp_pat
 def test_a_folder_that_is_none_is_refused(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="pocketqa package"):
         open_pair(Settings(teacher=settings.teacher, student=tmp_path))
+
+
+def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
