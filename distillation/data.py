@@ -5,11 +5,9 @@ Legend: W windows, B rows of a batch, T positions.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -140,8 +138,8 @@ def usual_answer(example: QAExample) -> GoldAnswer | None:
     """The answer most annotators gave, the first of them on a tie; None for an unanswerable question."""
     if not example.answers:
         return None
-    most = Counter(answer.text for answer in example.answers).most_common(1)[0][1]
     counts = Counter(answer.text for answer in example.answers)
+    most = max(counts.values())
     return next(answer for answer in example.answers if counts[answer.text] == most)
 
 
@@ -175,12 +173,6 @@ def to_batch(windows: Sequence[TrainingWindow], pad_id: int) -> TrainingBatch:
     starts, ends = torch.tensor([w.start for w in windows]), torch.tensor([w.end for w in windows])
     arrays = (torch.from_numpy(batch.ids).long(), torch.from_numpy(batch.token_types).long(), torch.from_numpy(batch.mask).long())
     return TrainingBatch(*arrays, torch.from_numpy(allowed), starts, ends, int(batch.mask.sum()))
-
-
-def data_hash(path: str | Path) -> str:
-    """sha256 of a data file, or of its name for a Hub data set."""
-    file = Path(path)
-    return hashlib.sha256(file.read_bytes() if file.is_file() else str(path).encode()).hexdigest()
 
 
 def _encoded(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> Iterator[tuple[QAExample, tuple[Window, ...]]]:

@@ -11,7 +11,6 @@ MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoin
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -27,13 +26,12 @@ from pocketqa.errors import DataError, OptionsError, TextError, TrainingError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder, safetensors_header, sha256_file
 from pocketqa.reader import Reader
-from pocketqa.runs import DataFile, Subject, evaluation_results, mean_interval, new_run, write
+from pocketqa.runs import SPLITS, DataFile, Subject, evaluation_results, mean_interval, new_run, write
 from pocketqa.runtimes import open_runtime
 from pocketqa.types import JSON, NoAnswer, QAExample, Request, Scores, SpanOptions, WindowOptions
 
 CHUNK = 256  # questions encoded, computed and decoded at once
 LONG_QUESTION = 256  # evaluation refuses no question: every SQuAD question is far shorter
-SPLIT_NAMES = ("squad-dev", "development", "training", "out-of-domain", "samples", "other")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,9 +217,7 @@ def _write_run(
         "limit": given.limit,
         "window": {"max_tokens": given.max_tokens, "doc_stride": given.doc_stride},
     }
-    file = Path(given.data)  # a Hub data set has no file to hash: its name stands for it, as in training manifests
-    digest = sha256_file(file) if file.is_file() else hashlib.sha256(given.data.encode()).hexdigest()
-    data = DataFile(file.name, digest, len(examples), given.split)
+    data = DataFile(Path(given.data).name, squad.source_hash(given.data), len(examples), given.split)
     subject = Subject.of(reader.name, given.role or reader.name, reader.model_hash, reader.info)
     name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}"
     run = new_run("evaluation", name, [subject], [data], ["pocketqa", "evaluate", *argv], results)
@@ -262,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-answer-tokens", type=int, default=30, metavar="N", help="longest answer (default 30)")
     parser.add_argument("--out", metavar="FILE", help="write the predictions (id -> text) here")
     parser.add_argument("--run-file", metavar="PATH", help="write a run file to this folder or .json path")
-    parser.add_argument("--split", choices=SPLIT_NAMES, default="other", help="what the data are, for the run file (default other)")
+    parser.add_argument("--split", choices=SPLITS, default="other", help="what the data are, for the run file (default other)")
     parser.add_argument("--role", help="teacher, student, control, ..., for the run file (default: the model's name)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     return parser

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from distillation import losses, modeling, recipes
 from distillation.checkpoints import save_tokenizer, weights_hash
-from distillation.data import DataSource, NegativeOptions, TrainingBatch, TrainingWindow, data_hash, epoch_batches, to_batch, training_windows
+from distillation.data import DataSource, NegativeOptions, TrainingBatch, TrainingWindow, epoch_batches, to_batch, training_windows
 from distillation.evaluate import development_report
 from distillation.loop import LoopOptions, LoopResult, Stopped, run
 from distillation.losses import LossTerms
@@ -188,7 +188,7 @@ def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingW
         counts.append(
             {
                 "file": Path(source.path).name,
-                "sha256": data_hash(source.path),
+                "sha256": squad.source_hash(source.path),
                 "questions": len(examples),
                 "unanswerable": sum(e.is_impossible for e in examples),
                 "wrong_paragraphs": sum(item.wrong_paragraph for item in made),
@@ -213,7 +213,7 @@ def _say_plan(job: Job, model: nn.Module, windows: Sequence[TrainingWindow], pla
 
 
 def _identity(job: Job) -> str:
-    parts: list[object] = [dataclasses.asdict(job.recipe), [(data_hash(s.path), s.fraction) for s in job.sources], weights_hash(job.model)]
+    parts: list[object] = [dataclasses.asdict(job.recipe), [(squad.source_hash(s.path), s.fraction) for s in job.sources], weights_hash(job.model)]
     parts.append(weights_hash(job.teacher) if job.teacher else None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -242,7 +242,12 @@ def _finish(job: Job, model: PreTrainedModel, work: Path, summary: JSON) -> None
     if job.dev:
         began = time.monotonic()
         report = development_report(_live_reader(model, work, job), job.dev, job.dev_limit, job.recipe.seed)
-        summary["development"] = {"file": Path(job.dev).name, "sha256": data_hash(job.dev), **report, "seconds": round(time.monotonic() - began, 1)}
+        summary["development"] = {
+            "file": Path(job.dev).name,
+            "sha256": squad.source_hash(job.dev),
+            **report,
+            "seconds": round(time.monotonic() - began, 1),
+        }
         threshold = report.get("no_answer_threshold")
         auroc = f"no-answer AUROC {report['no_answer_auroc']:.3f}" if threshold is not None else "no article of two paragraphs, so no threshold"
         _say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  {auroc}")

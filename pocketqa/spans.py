@@ -157,7 +157,7 @@ def longest_safe_answer(overlap: int) -> int:
 
 def _check_overlap(windows: tuple[Window, ...], options: SpanOptions, overlap: int) -> None:
     longest = longest_safe_answer(overlap)
-    if options.max_answer_tokens > longest and len(windows) > 1 and any(w.first_token > 0 for w in windows):
+    if options.max_answer_tokens > longest and any(w.first_token > 0 for w in windows):
         raise OptionsError(
             f"Answers of {options.max_answer_tokens} tokens need windows that overlap by at least {2 * options.max_answer_tokens - 1}; "
             f"doc_stride is {overlap}. "

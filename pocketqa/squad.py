@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import zlib
@@ -44,6 +45,12 @@ def load(source: str | Path, limit: int | None = None, seed: int = 0) -> list[QA
         keep = np.sort(np.random.default_rng(seed).permutation(len(examples))[:limit])
         examples = [examples[i] for i in keep]
     return examples
+
+
+def source_hash(source: str | Path) -> str:
+    """sha256 of a data file as it lies on disk, or of its name for a Hub data set, which has no file to hash."""
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes() if path.is_file() else str(source).encode()).hexdigest()
 
 
 def parse(document: object, name: str = "document") -> list[QAExample]:
