@@ -12,35 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketqa import metrics, spans, squad
-from pocketqa.errors import DataError, OptionsError, TextError, TrainingError
-from pocketqa.features import Tokenizer
-from pocketqa.folders import ModelFolder, safetensors_header, sha256_file
+from pocketqa import metrics, squad
+from pocketqa.errors import OptionsError
+from pocketqa.evaluation import Predictions, evaluation_windows, open_reader, predict, read_predictions
 from pocketqa.reader import Reader
 from pocketqa.runs import SPLITS, DataFile, Subject, evaluation_results, mean_interval, new_run, write
-from pocketqa.runtimes import open_runtime
-from pocketqa.types import JSON, NoAnswer, QAExample, Request, Scores, SpanOptions, WindowOptions
-
-CHUNK = 256  # questions encoded, computed and decoded at once
-LONG_QUESTION = 256  # evaluation refuses no question: every SQuAD question is far shorter
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Predictions:
-    """Answers by question id, and the quantity a no-answer threshold is compared with."""
-
-    texts: dict[str, str]
-    margins: NDArray[np.float32]  # (N,) null score minus best span score, in the order of the examples
-    seconds: float
+from pocketqa.types import JSON, QAExample, Scores, SpanOptions, WindowOptions
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +41,7 @@ def main(argv: list[str]) -> int:
     reader = open_reader(given.model, given.engine, given.precision, given.threads)
     has_unanswerable = any(example.is_impossible for example in examples)
     span_options = SpanOptions(max_answer_tokens=given.max_answer_tokens, no_answer=has_unanswerable and reader.no_answer.trained)
-    window_options = WindowOptions(given.max_tokens, given.doc_stride, min(LONG_QUESTION, given.max_tokens - 8))
+    window_options = evaluation_windows(WindowOptions(given.max_tokens, given.doc_stride, 1))
     predicted = predict(reader, examples, window_options, span_options, progress=not given.json)
     exact, overlap = metrics.per_question(predicted.texts, examples)
     scores = metrics.summarise(exact, overlap, examples)
@@ -80,60 +63,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def open_reader(source: str, engine: str = "auto", precision: str | None = None, threads: int | None = None) -> Reader:
-    """A packaged folder through any engine, or a trained checkpoint through PyTorch."""
-    if ModelFolder(Path(source)).graph.exists():
-        return Reader.open(source, engine=engine, precision=precision, threads=threads)
-    if engine not in {"auto", "pytorch"}:
-        raise OptionsError(f"{source} is not a packaged model, so only PyTorch can run it. Package it first: pocketqa package {source} --out DIR")
-    folder = ModelFolder(Path(source))
-    _check_head(source)
-    runtime = open_runtime(folder, "pytorch", precision, threads)
-    name, no_answer = folder.path.name, NoAnswer()
-    if folder.manifest.exists():
-        manifest = folder.read_manifest()
-        name, no_answer = manifest.name, manifest.no_answer
-    return Reader(Tokenizer(folder.tokenizer), runtime, name, sha256_file(folder.weights), no_answer)
-
-
-def _check_head(source: str) -> None:
-    weights = ModelFolder(Path(source)).weights
-    if not weights.is_file():
-        raise TrainingError(f"Expected a packaged folder or a trained checkpoint with model.safetensors at {source}, found none.")
-    if "qa_outputs.weight" not in safetensors_header(weights):
-        raise TrainingError(f"{source} has no question-answering head. Train one with: pocketqa finetune {source} --data FILE --out DIR")
-
-
-def predict(
-    reader: Reader,
-    examples: Sequence[QAExample],
-    window_options: WindowOptions | None = None,
-    span_options: SpanOptions | None = None,
-    progress: bool = False,
-) -> Predictions:
-    """The best answer to every question, in chunks, so that memory stays flat on any file."""
-    texts: dict[str, str] = {}
-    margins = []
-    began = told = time.monotonic()
-    for at in range(0, len(examples), CHUNK):
-        chunk = examples[at : at + CHUNK]
-        try:
-            encoded = reader.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
-        except TextError as error:
-            raise DataError(f"One of the questions {chunk[0].id!r} to {chunk[-1].id!r} cannot be asked: {error}") from None
-        logits = reader.forward(encoded)
-        for example, result in zip(chunk, reader.decode(encoded, logits, span_options), strict=True):
-            texts[example.id] = result.best.text
-        margins.append(spans.null_margins(encoded, logits, span_options))
-        now = time.monotonic()
-        if progress and now - told > 10:
-            done = at + len(chunk)
-            left = (now - began) / done * (len(examples) - done)
-            print(f"{done}/{len(examples)} questions, {done / (now - began):.1f} a second, {left / 60:.1f} min left", file=sys.stderr, flush=True)
-            told = now
-    return Predictions(texts, np.concatenate(margins), time.monotonic() - began)
-
-
 def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
     """Scores on a development split, and the no-answer threshold chosen on it.
 
@@ -143,7 +72,7 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
     from distillation.data import wrong_paragraphs
 
     examples = [example for example in squad.load(dev, limit, seed) if example.answers]
-    window_options = WindowOptions(max_question_tokens=LONG_QUESTION)
+    window_options = evaluation_windows()
     right = predict(reader, examples, window_options, progress=True)
     exact, overlap = metrics.per_question(right.texts, examples)
     report: JSON = {"exact_match": 100 * float(exact.mean()), "f1": 100 * float(overlap.mean()), "count": len(examples)}
@@ -186,20 +115,6 @@ def auroc(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> flo
     below = np.searchsorted(ordered, positives, side="left")
     not_above = np.searchsorted(ordered, positives, side="right")
     return float((below + not_above).mean() / (2 * len(negatives)))
-
-
-def read_predictions(path: str) -> dict[str, str]:
-    """A JSON object from question id to answer text.  Raises DataError naming the entry that is not."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a JSON object of question id -> answer text: {error}.") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: expected a JSON object of question id -> answer text, found {type(document).__name__}.")
-    for key, value in document.items():
-        if not isinstance(value, str):
-            raise DataError(f"{path}: expected text as the answer to {key!r}, found {value!r}. No answer is the empty text.")
-    return document
 
 
 def _write_run(

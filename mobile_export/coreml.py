@@ -5,68 +5,94 @@
 
 Contract of the packages (their own descriptions say the same): input `input_ids` (1, T) int32, a window `[CLS] question [SEP] passage [SEP]` padded
 with the pad id to one of the package's lengths; outputs `start_logits` and `end_logits` (1, T) float32, raw, with arbitrary finite values on
-padding.  Attention mask and token types are derived inside (`network.py`).
+padding.  Attention mask and token types are derived inside (`windows.py`).
 
-The bytes are a function of checkpoint, target, lengths and tool versions: the package is laid out here, not by coremltools, whose random
+The bytes are a function of checkpoint, target, layout, lengths and tool versions: every package is laid out here, not by coremltools, whose random
 identifiers, date and unordered maps would make every export another file.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mobile_export.checkpoints import Checkpoint
 from mobile_export.checks import Agreement, check_agreement
-from mobile_export.hazards import find_hazards
+from mobile_export.hazards import find_hazards, find_warnings
 from mobile_export.metadata import END, INPUT, START, write_metadata
 from mobile_export.mlprogram import open_program
-from mobile_export.network import SpanNetwork, parts_of
-from mobile_export.targets import DEFAULT_LENGTHS, Target
+from mobile_export.network import export_network
+from mobile_export.targets import DEFAULT_LAYOUT, DEFAULT_LENGTHS, Target
 from mobile_export.tools import check_can_write, import_coremltools, quiet
 from pocketqa.errors import EngineError
-from pocketqa.folders import atomic_folder, sha256_file
+from pocketqa.folders import sha256_file
+
+if TYPE_CHECKING:
+    from mobile_export.checkpoints import Checkpoint
 
 SPECIFICATION = Path("com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("com.apple.CoreML/weights")
 
+Describe = Callable[[Any], None]
+"""Fills the description of a Core ML `Model` protobuf."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A package that was written and checked."""
+    """A package that was written and checked.  `warnings`: what is not wrong but worth knowing, such as operations off the Neural Engine."""
 
     path: Path
     agreement: Agreement
+    warnings: tuple[str, ...]
 
 
-def export_package(checkpoint: Checkpoint, path: Path, target: Target, lengths: Sequence[int], replace: bool = False) -> Exported:
-    """Check, convert, write and re-read the package at `path`.  `lengths` ascending, as `check_lengths` gives them.
+def export_package(checkpoint: Checkpoint, path: Path, target: Target, lengths: Sequence[int], layout: str = DEFAULT_LAYOUT) -> Exported:
+    """Check, convert, write and re-read the package at `path`, where nothing may be.  `lengths` ascending, as `check_lengths` gives them.
 
-    The package appears whole or not at all.  Raises FolderError where `path` holds something (unless `replace`), EngineError where a check fails.
+    Raises EngineError where a check fails; what was written is then left for the caller to remove, who writes a bundle in a folder of its own.
     """
     check_can_write()
-    agreement = check_agreement(checkpoint.model, checkpoint.vocabulary.markers, lengths, checkpoint.vocabulary.cls_id)
-    with atomic_folder(path, replace) as finished, tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=finished.parent) as workshop:
+    agreement = check_agreement(checkpoint.model, checkpoint.vocabulary.markers, lengths, layout=layout)
+    with tempfile.TemporaryDirectory(prefix="pocketqa-export-") as workshop:
         raw = Path(workshop) / "converted.mlpackage"
-        _convert(checkpoint, raw, target, lengths)
-        _lay_out(raw, finished, checkpoint, target, lengths)
-        if hazards := find_hazards(open_program(finished), target.specification):
-            raise EngineError(f"The converted program is not safe on a phone, so nothing was written: {'; '.join(hazards[:5])}.")
-    return Exported(path, agreement)
+        _convert(checkpoint, raw, target, lengths, layout)
+        lay_out(raw, path, partial(write_metadata, checkpoint=checkpoint, target=target, lengths=lengths, layout=layout))
+    program = open_program(path)
+    if hazards := find_hazards(program, target.specification):
+        raise EngineError(f"The converted program is not safe on a phone, so nothing was written: {'; '.join(hazards[:5])}.")
+    return Exported(path, agreement, tuple(find_warnings(program, target)))
 
 
-def _convert(checkpoint: Checkpoint, raw: Path, target: Target, lengths: Sequence[int]) -> None:
+def lay_out(raw_package: Path, finished: Path, describe: Describe) -> None:
+    """Write a package of coremltools again, with our description, maps in order, and identifiers that follow from the content.
+
+    The weight file is moved out of `raw_package`.
+    """
+    from coremltools.proto import Model_pb2
+
+    specification: Any = Model_pb2.Model()
+    specification.ParseFromString((raw_package / "Data" / SPECIFICATION).read_bytes())
+    describe(specification)
+    data = finished / "Data"
+    (data / WEIGHTS).mkdir(parents=True)
+    shutil.move(raw_package / "Data" / WEIGHTS / "weight.bin", data / WEIGHTS / "weight.bin")
+    (data / SPECIFICATION).write_bytes(specification.SerializeToString(deterministic=True))
+    (finished / "Manifest.json").write_text(json.dumps(_manifest(data), indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _convert(checkpoint: Checkpoint, raw: Path, target: Target, lengths: Sequence[int], layout: str) -> None:
     """Trace the network and let coremltools write its package to `raw`."""
     ct = import_coremltools()
-    network = SpanNetwork(parts_of(checkpoint.model), checkpoint.vocabulary.markers, lengths).eval()
+    network = export_network(checkpoint.model, checkpoint.vocabulary.markers, lengths, layout=layout)
     default = DEFAULT_LENGTHS[0] if DEFAULT_LENGTHS[0] in lengths else max(lengths)
     shape = (1, default) if len(lengths) == 1 else ct.EnumeratedShapes([(1, length) for length in lengths], default=(1, default))
     trace: Any = torch.jit.trace
@@ -86,20 +112,6 @@ def _convert(checkpoint: Checkpoint, raw: Path, target: Target, lengths: Sequenc
             )
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, KeyError) as error:
         raise EngineError(f"Coremltools could not convert the network: {type(error).__name__}: {error}") from error
-
-
-def _lay_out(raw: Path, finished: Path, checkpoint: Checkpoint, target: Target, lengths: Sequence[int]) -> None:
-    """Write the converted model again with our metadata, maps in order and identifiers that follow from the content."""
-    from coremltools.proto import Model_pb2
-
-    specification: Any = Model_pb2.Model()
-    specification.ParseFromString((raw / "Data" / SPECIFICATION).read_bytes())
-    write_metadata(specification, checkpoint, target, lengths)
-    data = finished / "Data"
-    (data / WEIGHTS).parent.mkdir(parents=True)
-    (raw / "Data" / WEIGHTS).rename(data / WEIGHTS)
-    (data / SPECIFICATION).write_bytes(specification.SerializeToString(deterministic=True))
-    (finished / "Manifest.json").write_text(json.dumps(_manifest(data), indent=4, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _manifest(data: Path) -> dict[str, Any]:

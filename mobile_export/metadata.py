@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mobile_export.checkpoints import Checkpoint
-from mobile_export.targets import Target
+from mobile_export.targets import DEFAULT_LAYOUT, Target
 from pocketqa import __version__
 from pocketqa.types import WindowOptions
+
+if TYPE_CHECKING:
+    from mobile_export.checkpoints import Checkpoint
 
 FORMAT = "1"
 PREFIX = "pocketqa."
@@ -31,7 +34,9 @@ def window_options(length: int) -> WindowOptions:
     return WindowOptions(max_tokens=length, doc_stride=min(128, length // 3), max_question_tokens=min(64, length // 4))
 
 
-def write_metadata(specification: Any, checkpoint: Checkpoint, target: Target, lengths: Sequence[int]) -> None:
+def write_metadata(
+    specification: Any, checkpoint: Checkpoint, target: Target, lengths: Sequence[int], layout: str = DEFAULT_LAYOUT, scheme: str = "fp16"
+) -> None:
     """Fill the description of a Core ML `Model` protobuf, replacing what the converter put there (its date of conversion among it)."""
     description = specification.description
     for feature in (*description.input, *description.output):
@@ -46,10 +51,27 @@ def write_metadata(specification: Any, checkpoint: Checkpoint, target: Target, l
     about.license = checkpoint.licence or "Not stated by the checkpoint"
     about.versionString = f"{__version__}+{checkpoint.sha256[:12]}"
     about.userDefined.clear()
-    about.userDefined.update(PREVIEW | user_metadata(checkpoint, target, lengths))
+    about.userDefined.update(PREVIEW | user_metadata(checkpoint, target, lengths, layout, scheme))
 
 
-def user_metadata(checkpoint: Checkpoint, target: Target, lengths: Sequence[int]) -> dict[str, str]:
+def carried_metadata(parent: Path, scheme: str) -> Callable[[Any], None]:
+    """What fills the description of a model made from another: that of the specification file `parent`, with its own scheme."""
+    from coremltools.proto import Model_pb2
+
+    described: Any = Model_pb2.Model()
+    described.ParseFromString(parent.read_bytes())
+
+    def fill(specification: Any) -> None:
+        texts = {feature.name: feature.shortDescription for feature in (*described.description.input, *described.description.output)}
+        for feature in (*specification.description.input, *specification.description.output):
+            feature.shortDescription = texts[feature.name]
+        specification.description.metadata.CopyFrom(described.description.metadata)
+        specification.description.metadata.userDefined[f"{PREFIX}scheme"] = scheme
+
+    return fill
+
+
+def user_metadata(checkpoint: Checkpoint, target: Target, lengths: Sequence[int], layout: str, scheme: str) -> dict[str, str]:
     """The keys for apps and for `pocketqa verify`."""
     vocabulary, config = checkpoint.vocabulary, checkpoint.model.config
     windows = window_options(max(lengths))
@@ -58,6 +80,8 @@ def user_metadata(checkpoint: Checkpoint, target: Target, lengths: Sequence[int]
         "name": checkpoint.name,
         "model_type": config.model_type,
         "target": target.name,
+        "layout": layout,
+        "scheme": scheme,
         "precision": "float16",
         "lengths": ",".join(map(str, lengths)),
         "max_tokens": str(windows.max_tokens),

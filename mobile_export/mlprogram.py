@@ -4,35 +4,31 @@
     program.specification, [feature.name for feature in program.inputs], program.operation_types()
     for constant in program.constants(): ...
 
-Runs wherever coremltools can be imported (its protobuf classes are used); the weight file is read here, with numpy, as a memory map.
+Runs wherever coremltools can be imported (its protobuf classes are used); the weight file is read by `blobs.py`, as a memory map.
 
-A package is Manifest.json, which names Data/com.apple.CoreML/model.mlmodel (a protobuf `Model`) and .../weights/weight.bin.  The weight file, as
-coremltools writes it ("MIL blob storage", version 2), is a 64-byte header (uint32 count, uint32 version), then for each blob, aligned to 64 bytes,
-a 64-byte record (uint32 0xDEADBEEF, uint32 type, uint64 bytes, uint64 offset of the data) and its data.  Constants name the offset of their record.
+A package is Manifest.json, which names Data/com.apple.CoreML/model.mlmodel (a protobuf `Model`) and .../weights/weight.bin.  Compressed weights are
+operations `constexpr_*`, whose constants are kept here as they are stored; `decoding.py` makes values of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobile_export.blobs import SUB_BYTE, WeightFile, numpy_dtype, stored_bytes, unpack
 from mobile_export.tools import import_coremltools
 from pocketqa.errors import CorruptFolder, IncompleteFolder
 from pocketqa.types import JSON
 
-BLOB_SENTINEL = 0xDEADBEEF
-BLOB_HEADER = np.dtype([("count", "<u4"), ("version", "<u4")])
-BLOB_RECORD = np.dtype([("sentinel", "<u4"), ("type", "<u4"), ("bytes", "<u8"), ("offset", "<u8")])
-BLOB_TYPES = {1: "float16", 2: "float32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 14: "int32", 15: "uint32"}
-
-_NUMPY_NAMES = {  # names of MIL's DataType -> numpy
+_NUMPY_NAMES = {  # names of MIL's DataType -> ours, which are numpy's but for the types of fewer than eight bits
     "FLOAT16": "float16",
     "FLOAT32": "float32",
     "FLOAT64": "float64",
@@ -45,6 +41,12 @@ _NUMPY_NAMES = {  # names of MIL's DataType -> numpy
     "UINT32": "uint32",
     "BOOL": "bool",
     "STRING": "str",
+    "INT4": "int4",
+    "UINT1": "uint1",
+    "UINT2": "uint2",
+    "UINT3": "uint3",
+    "UINT4": "uint4",
+    "UINT6": "uint6",
 }
 _FEATURE_TYPES = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32", 131080: "int8"}  # ArrayFeatureType.ArrayDataType
 
@@ -73,7 +75,8 @@ class Constant:
     """A value stored in the program or in the weight file.
 
     name: of the constant, or `operation.argument` where it is written into an operation.
-    value: numbers or booleans with their shape; strings as an array of str.
+    dtype: as stored; of fewer than eight bits, uint1, uint2, uint3, uint4, uint6 or int4.
+    value: numbers or booleans with their shape (below eight bits, one byte a value); strings as an array of str.
     blob: offset in the weight file, None for a value inside the specification.
     """
 
@@ -81,6 +84,11 @@ class Constant:
     dtype: str
     value: NDArray[Any]
     blob: int | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the values as stored, without the record of the weight file."""
+        return stored_bytes(self.dtype, self.value.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,17 +132,30 @@ class Program:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+class Weights(Protocol):
+    """Where a program's large constants lie: a weight file, or what stands in for it."""
+
+    def read(self, name: str, offset: int, dtype: str, count: int) -> NDArray[Any]:
+        """Values (count,) of the constant whose record the program places at `offset`."""
+        ...
+
+
 def open_program(package: str | Path) -> Program:
     """Read a package.  Raises IncompleteFolder (files missing), CorruptFolder (not an ML program, unknown types), MissingExtra (no coremltools)."""
     path = Path(package)
     specification_file, weight_file = _package_files(path)
+    return read_program(path, specification_file, WeightFile(weight_file) if weight_file else None)
+
+
+def read_program(path: Path, specification_file: Path, weights: Weights | None) -> Program:
+    """The program of a specification file, with weights from anywhere.  `path` names it in errors.  Raises as `open_program`."""
     proto = _parse(specification_file)
     if proto.WhichOneof("Type") != "mlProgram":
         raise CorruptFolder(f"{path}: expected an ML program, found a Core ML model of type {proto.WhichOneof('Type')!r}")
     if "main" not in proto.mlProgram.functions:
         raise CorruptFolder(f"{path}: expected a function 'main', found {', '.join(proto.mlProgram.functions) or 'none'}")
     function = proto.mlProgram.functions["main"]
-    reader = _Reader(path, _map_weights(weight_file))
+    reader = _Reader(path, weights)
     block = function.block_specializations[function.opset]
     return Program(
         path=path,
@@ -177,9 +198,9 @@ def package_bytes(package: Path) -> dict[str, int]:
 
 
 class _Reader:
-    """Turns protobuf operations into ours; holds the mapped weight file."""
+    """Turns protobuf operations into ours."""
 
-    def __init__(self, path: Path, weights: NDArray[np.uint8] | None) -> None:
+    def __init__(self, path: Path, weights: Weights | None) -> None:
         from coremltools.proto import MIL_pb2
 
         self.path, self.weights = path, weights
@@ -218,29 +239,26 @@ class _Reader:
         shape = tuple(size for size in dims if size is not None)
         if len(shape) != len(dims):
             raise CorruptFolder(f"{self.path}: constant {name} has a variable shape")
+        count = math.prod(shape)
         if proto.WhichOneof("value") == "blobFileValue":
+            if self.weights is None:
+                raise CorruptFolder(f"{self.path}: constant {name} lies in a weight file, but the package has none")
             offset = int(proto.blobFileValue.offset)
-            return Constant(name, dtype, self._blob(name, offset, dtype, shape), offset)
+            return Constant(name, dtype, self.weights.read(name, offset, dtype, count).reshape(shape), offset)
         tensor = proto.immediateValue.tensor
         kind = tensor.WhichOneof("value")
         if kind is None:  # an empty list is stored as nothing
-            return Constant(name, dtype, np.zeros(shape, dtype))
+            return Constant(name, dtype, np.zeros(shape, numpy_dtype(dtype)))
         stored = getattr(tensor, kind).values
-        flat = np.frombuffer(stored, dtype) if kind == "bytes" else np.array(list(stored), dtype=dtype)
+        if kind != "bytes":
+            flat = np.array(list(stored), dtype=dtype)
+        elif dtype in SUB_BYTE:
+            flat = unpack(np.frombuffer(stored, np.uint8), dtype, count)
+        else:
+            flat = np.frombuffer(stored, dtype)
+        if flat.size != count:
+            raise CorruptFolder(f"{self.path}: expected {count} values of {dtype} for {name}, found {flat.size}")
         return Constant(name, dtype, flat.reshape(shape))
-
-    def _blob(self, name: str, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        if self.weights is None or offset + BLOB_RECORD.itemsize > len(self.weights):
-            raise CorruptFolder(f"{self.path}: constant {name} lies at byte {offset}, beyond the end of the weight file")
-        record = self.weights[offset : offset + BLOB_RECORD.itemsize].view(BLOB_RECORD)[0]
-        start, size = int(record["offset"]), int(record["bytes"])
-        expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        fits = size == expected and start + size <= len(self.weights)
-        if record["sentinel"] != BLOB_SENTINEL or BLOB_TYPES.get(int(record["type"])) != dtype or not fits:
-            raise CorruptFolder(
-                f"{self.path}: expected {expected} bytes of {dtype} for {name} at byte {offset} of the weight file, found another record"
-            )
-        return self.weights[start : start + size].view(dtype).reshape(shape)
 
 
 def _package_files(path: Path) -> tuple[Path, Path | None]:
@@ -273,16 +291,6 @@ def _parse(file: Path) -> Any:
     except DecodeError as error:
         raise CorruptFolder(f"{file} is not a Core ML specification: {error}") from error
     return proto
-
-
-def _map_weights(file: Path | None) -> NDArray[np.uint8] | None:
-    if file is None or file.stat().st_size < BLOB_HEADER.itemsize:
-        return None
-    weights = np.memmap(file, np.uint8, mode="r")
-    version = int(weights[: BLOB_HEADER.itemsize].view(BLOB_HEADER)[0]["version"])
-    if version != 2:
-        raise CorruptFolder(f"{file}: expected weight storage of version 2, found {version}")
-    return weights
 
 
 def _feature(path: Path, proto: Any) -> Feature:

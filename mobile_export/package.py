@@ -2,9 +2,12 @@
 
     pocketqa package runs/student --out models/student
     pocketqa package distilbert/distilbert-base-cased-distilled-squad --out models/paper-student --json
+    pocketqa package models/student --form onnx-int8 --data development.json
 
 Leaves config.json, model.safetensors (float16), model.onnx (a graph that points into the weights), the tokenizer, golden.json and manifest.json, or
 nothing at all.  A folder whose weights were written anew is repaired with: pocketqa package DIR --out DIR --force
+
+With --form, adds a form in int8 to a model folder, in DIR/forms, once it has passed its gate on a development split (`forms.py`).
 """
 
 from __future__ import annotations
@@ -26,15 +29,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mobile_export.forms import add_options, run
 from mobile_export.graph import DEFAULT_OPSET, OPSETS, export_graph
 from mobile_export.sources import load_model, locate, read_config, read_manifest, weight_files, weights_hash
 from mobile_export.tokenizer_files import write_tokenizer
 from pocketqa import __version__, squad
-from pocketqa.errors import CorruptFolder, EngineError, FolderError, MissingExtra
+from pocketqa.errors import CorruptFolder, EngineError, FolderError, MissingExtra, OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
 from pocketqa.golden import record
 from pocketqa.reader import Reader
+from pocketqa.runtimes.forms import FOLDER, read_form
 from pocketqa.runtimes.onnx import OnnxRuntime, silent_onnxruntime
 from pocketqa.types import JSON, Request
 
@@ -72,7 +77,12 @@ class Packaged:
 def main(argv: list[str]) -> int:
     """The verb `package`."""
     arguments = _parser().parse_args(argv)
+    _check_options(arguments)
     say = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    if arguments.form:
+        made_form = run(arguments, say)
+        print(json.dumps(made_form.to_json()) if arguments.json else made_form.summary)
+        return 0
     began = time.perf_counter()
     made = package(arguments.checkpoint, arguments.out, name=arguments.name, opset=arguments.opset, force=arguments.force, say=say)
     if arguments.json:
@@ -85,6 +95,21 @@ def main(argv: list[str]) -> int:
     quoted = shlex.quote(made.folder)
     say(f"Next: pocketqa serve --student {quoted} --teacher {quoted}")
     return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Either a folder is made or a form.  Raises OptionsError."""
+    if bool(arguments.out) == bool(arguments.form):
+        raise OptionsError(
+            "Expected --out DIR for a model folder, or --form NAME for a form of one; found " + ("both." if arguments.out else "neither.")
+        )
+    folders = {"--name": arguments.name, "--force": arguments.force, "--opset": arguments.opset != DEFAULT_OPSET}
+    forms = {"--data": arguments.data, "--limit": arguments.limit is not None}
+    other, kind = (folders, "--form") if arguments.form else (forms, "--out")
+    if given := [option for option, value in other.items() if value]:
+        raise OptionsError(f"{', '.join(given)} cannot be used with {kind}.")
+    if arguments.form and not arguments.data:
+        raise OptionsError("--form needs --data FILE, the development split that the form is judged on.")
 
 
 def _carried(source: Path, out: Path, say: Callable[[str], None]) -> Manifest | None:
@@ -124,7 +149,8 @@ def package(
         parent = weights_hash(files)
         manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried)
         ModelFolder(folder).verify()
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        _carry_forms(Path(out), folder, manifest.files["model.safetensors"], say)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     return Packaged(
         folder=str(out),
         name=manifest.name,
@@ -146,11 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a BERT or DistilBERT question-answering folder, or its name on the Hugging Face Hub"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the model folder to make")
+    parser.add_argument("--out", metavar="DIR", help="the model folder to make")
     parser.add_argument("--name", help="name shown to people (default: that of the checkpoint's manifest, else of DIR)")
     parser.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace DIR where it is a model folder already; it may be CHECKPOINT itself")
     parser.add_argument("--json", action="store_true", help="print one JSON line at the end, and progress on stderr")
+    add_options(parser)
     return parser
 
 
@@ -231,6 +258,15 @@ def _carry_card(out: Path, folder: Path) -> None:
     card = ModelFolder(out).card
     if card.is_file():
         shutil.copyfile(card, ModelFolder(folder).card)
+
+
+def _carry_forms(out: Path, folder: Path, weights: str, say: Callable[[str], None]) -> None:
+    """Keep the forms of a folder that is replaced, where they were made from the same weights."""
+    for form in sorted(path for path in (out / FOLDER).glob("*") if (path / "manifest.json").is_file()):
+        if read_form(form).parent == weights:
+            shutil.copytree(form, folder / FOLDER / form.name)
+        else:
+            say(f"Dropping the form {form.name}: it was made from other weights")
 
 
 def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: Manifest | None) -> Manifest:

@@ -1,4 +1,4 @@
-"""Find and load what is to be packaged: a BERT or DistilBERT question-answering folder, or the name of one on the Hugging Face Hub."""
+"""Find and load a question-answering checkpoint to package or export: a Hugging Face folder, or the name of one on the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from logging import ERROR
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder
 from pocketqa.folders import Manifest, ModelFolder, sha256_file
@@ -29,7 +29,7 @@ HUB_FILES = (
     "vocab.txt",
     "manifest.json",
 )
-MODEL_TYPES = ("bert", "distilbert")
+MODEL_TYPES = ("bert", "distilbert", "mobilebert")
 TO_SAFETENSORS = "python -c \"from transformers import AutoModelForQuestionAnswering as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\""
 
 
@@ -71,41 +71,49 @@ def read_manifest(folder: Path) -> Manifest | None:
     return model.read_manifest() if model.manifest.is_file() else None
 
 
-def read_config(folder: Path) -> JSON:
-    """config.json of a model that can be packaged.  Raises CorruptFolder, FolderError."""
+def read_config(folder: Path, positions: int = MAX_WINDOW_TOKENS) -> JSON:
+    """config.json of a model that answers questions.  Raises CorruptFolder, FolderError.
+
+    positions: fewest rows that its position table may have.  A model folder is served with windows of up to MAX_WINDOW_TOKENS, which whoever asks
+    chooses, and no engine would survive a longer one than the table; an export has its own lengths, and is checked against them instead.
+    """
     path = folder / "config.json"
-    try:
-        config: JSON = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CorruptFolder(f"Expected a readable config.json at {path}, found: {error}.") from None
+    config = read_json(path)
+    if not config:
+        raise CorruptFolder(f"Expected a configuration in {path}, found none.")
     if "model_type" not in config and {"hidden_size", "num_hidden_layers", "intermediate_size"} <= set(config):
         config["model_type"] = "bert"  # TinyBERT as published, and BERT folders older than the field
     problems = []
     if config.get("model_type") not in MODEL_TYPES:
-        problems.append(f"model_type should be {' or '.join(MODEL_TYPES)}, found {config.get('model_type')!r}")
-    if config.get("max_position_embeddings", MAX_WINDOW_TOKENS) < MAX_WINDOW_TOKENS:
-        problems.append(f"max_position_embeddings should be at least {MAX_WINDOW_TOKENS}, found {config['max_position_embeddings']}")
+        problems.append(f"model_type should be {', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}, found {config.get('model_type')!r}")
+    if config.get("max_position_embeddings", positions) < positions:
+        problems.append(f"max_position_embeddings should be at least {positions}, found {config['max_position_embeddings']}")
     if len(config.get("id2label", (0, 1))) != 2 or config.get("num_labels", 2) != 2:
         problems.append("the head should have two outputs, start and end")
     if problems:
-        raise FolderError(f"Expected a BERT or DistilBERT that answers questions in {folder}, but {'; '.join(problems)}.")
+        raise FolderError(f"Expected a BERT, DistilBERT or MobileBERT that answers questions in {folder}, but {'; '.join(problems)}.")
     return config
+
+
+def read_json(file: Path) -> JSON:
+    """The object in a JSON file, empty where there is no file.  Raises CorruptFolder."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CorruptFolder(f"Expected readable JSON at {file}, found: {error}.") from None
 
 
 def load_model(folder: Path, config: JSON) -> PreTrainedModel:
     """The model in float32 and evaluation mode, with attention written out (the form that exports best).  Raises FolderError and its kinds."""
-    from transformers import BertConfig, BertForQuestionAnswering, DistilBertConfig, DistilBertForQuestionAnswering
+    from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-    kinds: dict[str, tuple[Any, Any]] = {
-        "bert": (BertConfig, BertForQuestionAnswering),
-        "distilbert": (DistilBertConfig, DistilBertForQuestionAnswering),
-    }
-    config_class, model_class = kinds[config["model_type"]]
     try:
         with quiet_transformers():
-            model, loading = model_class.from_pretrained(
+            model, loading = AutoModelForQuestionAnswering.from_pretrained(
                 folder,
-                config=config_class.from_dict(config),
+                config=AutoConfig.for_model(**config),
                 use_safetensors=True,
                 attn_implementation="eager",
                 output_loading_info=True,

@@ -21,6 +21,8 @@ def import_coremltools() -> Any:
         raise EngineError(
             f"Expected Python 3.11, 3.12 or 3.13, found {found}, which coremltools has no release for. Run this command with one of those."
         )
+    if (loaded := sys.modules.get("coremltools")) is not None:
+        return loaded  # at once: `quiet` collects garbage, which takes a good part of a second beside torch
     with quiet():
         try:
             import coremltools

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from pocketqa.chatter import hush
 from pocketqa.errors import MissingExtra, PocketQAError
 
 # verb -> (module:function, one line of help)
@@ -25,7 +26,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "grow": ("distillation.grow:main", "make a 12-layer teacher from a 6-layer base"),
     "student": ("distillation.student:main", "make a student from every other layer of a teacher"),
     "package": ("mobile_export.package:main", "make a model folder (float16 weights, ONNX graph, manifest) from a checkpoint"),
-    "export": ("mobile_export.export:main", "export a model to Core ML (.mlpackage)"),
+    "export": ("mobile_export.export:main", "export a model for phones: a bundle with a Core ML package or an ExecuTorch program"),
+    "compress": ("mobile_export.compress:main", "make a smaller bundle from a bundle, within a loss of F1"),
+    "verify": ("mobile_export.verify:main", "run an exported bundle on any machine and compare it with its model"),
+    "benchmark": ("mobile_export.benchmark:main", "size and latency of models and bundles, as a phone would ask: one question at a time"),
     "report": ("pocketqa.report:main", "write RESULTS.md and the README's table from run files"),
 }
 
@@ -38,9 +42,12 @@ EXTRA_OF = {
     "torch": "train",
     "transformers": "train",
     "coremltools": "export",
+    "executorch": "export",
     "nncf": "export",
     "onnx": "export",
     "optimum": "export",
+    "sklearn": "export",
+    "matplotlib": "report",
     "locust": "loadtest",
 }
 
@@ -85,6 +92,7 @@ def unknown_verb(word: str) -> str:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    hush()
     try:
         status = _load(verb)(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be caught

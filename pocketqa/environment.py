@@ -24,6 +24,8 @@ PACKAGES = (
     "optimum",
     "optimum-onnx",
     "coremltools",
+    "executorch",
+    "nncf",
     "fastapi",
     "uvicorn",
     "locust",

@@ -40,7 +40,7 @@ __all__ = [
 FORMAT = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"
-KINDS = ("model", "checkpoint", "bundle")
+KINDS = ("model", "checkpoint", "bundle", "form")
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "model.onnx", "golden.json", MANIFEST)
 SHORT_HASH = 12  # hex digits shown to people
 

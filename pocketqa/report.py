@@ -1,21 +1,24 @@
 """pocketqa report: RESULTS.md and the README's table, generated from the committed run files.
 
-    pocketqa report              write both
-    pocketqa report --check      change nothing; exit status 1 and the first difference when they disagree with the run files
+    pocketqa report                  write both
+    pocketqa report --check          change nothing; exit status 1 and the first difference when they disagree with the run files
+    pocketqa report --html report    also report/index.html, with figures, and each figure as a PNG (extra `report`)
 
-Both pages depend on the run files alone, so the same run files always give the same bytes.
+The pages depend on the run files alone, so the same run files always give the same bytes; figures also on the version of matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pocketqa import tables
-from pocketqa.errors import DataError
+from pocketqa import mobile_tables, tables, zoo_tables
+from pocketqa.errors import DataError, OptionsError
 from pocketqa.runs import SPLITS, RunFile, read_all
+from pocketqa.writes import write_atomic
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 TITLES = {
@@ -31,14 +34,18 @@ NOTES = {
     "development": "Everything that is chosen is chosen here.",
 }
 NO_RUNS = "There are no run files yet, so there is nothing to report: no number of this project has been published."
+EXPORTED = "As exported, each run from its saved bytes alone:"
+PAGE = "index.html"
 Link = Callable[[str, RunFile], str]
 
 
 def main(argv: list[str]) -> int:
     """Write or check RESULTS.md and the README's table; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.check and arguments.html:
+        raise OptionsError("--check changes nothing, so it cannot go with --html, which writes; give one of them.")
     runs = read_all(arguments.runs)
-    wanted = [(arguments.out, results_page(runs, _links(arguments.runs, arguments.out)))]
+    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out)))]
     if not arguments.no_readme:
         wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
     if arguments.check:
@@ -51,11 +58,29 @@ def main(argv: list[str]) -> int:
     for path, text in wanted:
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"Wrote {path} from {len(runs)} run files.")
+    if arguments.html:
+        write_html(runs, arguments.runs, arguments.html)
     return 0
 
 
-def results_page(runs: tables.Runs, link: Link) -> str:
-    """RESULTS.md as text; the same run files always give the same text."""
+def write_html(runs: tables.Runs, folder: Path, out: Path) -> None:
+    """The results as one page with embedded figures, and the figures beside it.  Figures of an earlier report in `out` are removed."""
+    from pocketqa.figures import pictures
+    from pocketqa.page import html_page
+
+    drawn = pictures(runs, TITLES)
+    out.mkdir(parents=True, exist_ok=True)
+    page = html_page(results_page(runs, *_both_links(folder, out / PAGE)), drawn)
+    for old in set(out.glob("*.png")) - {out / f"{picture.name}.png" for picture in drawn}:
+        old.unlink()
+    for picture in drawn:
+        write_atomic(out / f"{picture.name}.png", picture.png)
+    write_atomic(out / PAGE, page.encode())
+    print(f"Wrote {out / PAGE} with {len(drawn)} figures from {len(runs)} run files.")
+
+
+def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
+    """RESULTS.md as text; the same run files always give the same text.  link: says where a row comes from, with the command; brief: without."""
     lines = [
         "# Results",
         "",
@@ -67,21 +92,34 @@ def results_page(runs: tables.Runs, link: Link) -> str:
     if not runs:
         return "\n".join([*lines, NO_RUNS, ""])
     for split in SPLITS:
-        found = tables.evaluations(runs, split)
-        if found:
-            lines += [f"## {TITLES[split]}", "", *([NOTES[split], ""] if split in NOTES else []), *tables.evaluation_table(found, link), ""]
-            lines += [*tables.resampling(found), "", *tables.statements(found), ""]
+        lines += _split_section(runs, split, link)
     for title, body in (
+        ("Compression", mobile_tables.compression_lines(runs, link)),
         ("Training", tables.training_table(runs, link)),
-        ("Latency", tables.timing_table(runs, "latency", link)),
+        ("Latency", mobile_tables.latency_lines(runs, link, brief)),
+        ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
+        ("Zoo", zoo_tables.zoo_lines(runs, link)),
         ("Load", tables.timing_table(runs, "load", link)),
         ("Exports", tables.export_table(runs, link)),
         ("Experiments", tables.experiment_table(runs, link)),
-        ("Not checked", _not_checked(runs, link)),
+        ("Not checked", _not_checked(runs, brief)),
     ):
         if body:
             lines += [f"## {title}", "", *body, ""]
     return "\n".join(lines)
+
+
+def _split_section(runs: tables.Runs, split: str, link: Link) -> list[str]:
+    """Evaluations of models on one split, then what was exported from them."""
+    found, verified = tables.evaluations(runs, split), mobile_tables.verifications(runs, split)
+    if not found and not verified:
+        return []
+    lines = [f"## {TITLES[split]}", "", *([NOTES[split], ""] if split in NOTES else [])]
+    if found:
+        lines += [*tables.evaluation_table(found, link), ""]
+    if verified:
+        lines += [EXPORTED, "", *mobile_tables.verification_table(verified, link), ""]
+    return [*lines, *tables.resampling(found | verified), "", *tables.statements(found), ""]
 
 
 def readme_table(runs: tables.Runs, link: Link) -> str:
@@ -122,12 +160,15 @@ def _line(text: str | None) -> str:
     return "(the end of the file)" if text is None else repr(text)
 
 
+def _both_links(folder: Path, page: Path) -> tuple[Link, Link]:
+    return _links(folder, page), _links(folder, page, brief=True)
+
+
 def _links(folder: Path, page: Path, brief: bool = False) -> Link:
     """The cell that says where a row comes from: run file, command, machine, date; `brief` leaves command and machine to the run file."""
-    try:
-        base = folder.resolve().relative_to(page.resolve().parent).as_posix()
-    except ValueError:  # the runs lie elsewhere: a relative link would depend on this machine
-        base = folder.name
+    runs, here = folder.resolve(), page.resolve().parent
+    apart = len(Path(os.path.commonpath((runs, here))).parts) == 1  # a link from one end of a disk to the other would tell of this machine only
+    base = folder.name if apart else Path(os.path.relpath(runs, here)).as_posix()
 
     def link(name: str, run: RunFile) -> str:
         if brief:
@@ -140,7 +181,12 @@ def _links(folder: Path, page: Path, brief: bool = False) -> Link:
 
 
 def _not_checked(runs: tables.Runs, link: Link) -> list[str]:
-    return [f"- {item} ({link(name, run)})" for name, run in runs.items() for item in run.not_checked]
+    """Each thing once, with the runs that say it."""
+    said: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for item in run.not_checked:
+            said.setdefault(item, []).append(link(name, run))
+    return [f"- {item} ({'; '.join(links)})" for item, links in said.items()]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,5 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="page to write (default: %(default)s)")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="README whose table is filled (default: %(default)s)")
     parser.add_argument("--no-readme", action="store_true", help="leave the README alone")
+    parser.add_argument("--html", type=Path, metavar="DIR", help="also write DIR/index.html and its figures (extra `report`)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page disagrees with the run files")
     return parser

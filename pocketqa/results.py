@@ -1,8 +1,9 @@
 """What stands under `results` in each kind of run file: one builder a kind, and the comparison of two evaluations question by question.
 
-Evaluations carry the value of every question, so that any two on the same data can be compared in pairs later: exact match as one bit, F1 in 250
-steps (so a stored F1 is within 1/500 of the measured one, and a mean of them too), the group of each question as a number; in the order of the data
-file, whose list of ids is kept as a hash.  The exact means stand beside them.
+A verification is an evaluation of an exported artefact, with what was found on the way there.  Both carry the value of every question, so that
+any two on the same data can be compared in pairs later: exact match as one bit, F1 in 250 steps (so a stored F1 is within 1/500 of the measured one,
+and a mean of them too), the group of each question as a number; in the order of the data file, whose list of ids is kept as a hash.  The exact means
+stand beside them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,21 @@ from pocketqa.types import JSON, RuntimeInfo, Scores
 F1_STEPS = 250  # an F1 of 0, 1, 1/2 or 2/5 stays exact
 ENCODING = "zlib, base64; exact match 1 bit, F1 1 byte of 0..250, group 4 bytes little-endian a question"
 
+_EVALUATION = ("exact_match", "f1", "count", "intervals", "per_question")
+_VERIFICATION = ("target", "scheme", "layout", "format", "bytes", "agreement", "gate", "hazards", "non_finite", "overflow", "operations")
+QUESTION_BY_QUESTION = ("evaluation", "verification")  # kinds of one model that keep the values of every question
 REQUIRED = {  # what the report reads of each kind
-    "evaluation": ("exact_match", "f1", "count", "intervals", "per_question"),
+    "evaluation": _EVALUATION,
+    "verification": (*_EVALUATION, *_VERIFICATION),
+    "compression": ("points", "sensitivity", "max_f1_drop", "selected", "workload"),
     "training": ("questions", "steps", "tokens", "seconds"),
     "latency": ("workload", "timings"),
     "load": ("workload", "timings"),
     "export": ("target", "precision", "package_bytes", "weight_bytes", "specification_version", "inputs", "outputs"),
 }
+
+DEVICE = ("name", "os", "compute_unit", "thermal_state", "kind")
+DEVICE_KINDS = ("server", "phone")
 
 Values = NDArray[np.float64]
 
@@ -83,6 +92,56 @@ def evaluation_results(scores: Scores, exact: Values, f1: Values, ids: Sequence[
     }
 
 
+def verification_results(
+    evaluation: JSON,
+    *,
+    target: str,
+    scheme: str,
+    layout: str,
+    format: str,
+    bytes: JSON,
+    agreement: JSON | None,
+    gate: JSON | None,
+    hazards: Sequence[str],
+    non_finite: JSON,
+    overflow: JSON,
+    operations: JSON,
+    extra: JSON | None = None,
+) -> JSON:
+    """Results of kind "verification": those of an evaluation, made by `evaluation_results`, with what was found out about the artefact.
+
+    bytes: "package", "weights" and "zipped"; agreement: with the reference, None without one; gate: "limit", "f1_loss" (an interval in percent
+    points) and "passed", None where there was none; hazards: sentences; non_finite, overflow: operation -> how many values; operations: type -> how
+    many operations; extra: whatever else was found.
+    """
+    found = {"target": target, "scheme": scheme, "layout": layout, "format": format, "bytes": bytes, "agreement": agreement, "gate": gate}
+    return {
+        **evaluation,
+        **found,
+        "hazards": list(hazards),
+        "non_finite": non_finite,
+        "overflow": overflow,
+        "operations": operations,
+        **(extra or {}),
+    }
+
+
+def compression_results(
+    workload: str, points: Sequence[JSON], *, sensitivity: JSON, max_f1_drop: float | None, selected: Any, extra: JSON | None = None
+) -> JSON:
+    """Results of kind "compression": a search for the smallest package within a budget.
+
+    workload: what it was measured on, in words; points: one a combination that was tried, each with "bytes", "f1", "f1_loss" (an interval in
+    percent points) and "chosen" (group of weights -> scheme); sensitivity: group -> what each scheme alone costs; max_f1_drop: the budget, percent
+    points; selected: which point was kept, None where none was within the budget.  Raises OptionsError for points without these entries.
+    """
+    needed = ("bytes", "f1", "f1_loss", "chosen")
+    if missing := sorted({key for point in points for key in needed if key not in point}):
+        raise OptionsError(f"A point of a compression needs {', '.join(needed)}; {', '.join(missing)} missing.")
+    tried = {"points": list(points), "sensitivity": sensitivity, "max_f1_drop": max_f1_drop, "selected": selected}
+    return {"workload": workload, **tried, **(extra or {})}
+
+
 def training_results(
     *,
     questions: int,
@@ -111,6 +170,20 @@ def training_results(
     }
 
 
+def check_device(device: object) -> list[str]:
+    """What is wrong with the block "device" of a latency: the machine or phone, what computed, and how warm it was.
+
+    {"name", "os", "compute_unit" ("cpu", "gpu", "ne", "all"), "thermal_state" (as the system names it; None where it does not), "kind": "server"
+    or "phone"}.
+    """
+    if not isinstance(device, dict):
+        return ["device must be an object"]
+    problems = [f"device needs {key!r}" for key in DEVICE if key not in device]
+    if device.get("kind") not in DEVICE_KINDS:
+        problems.append(f"the kind of a device must be {' or '.join(DEVICE_KINDS)}, found {device.get('kind')!r}")
+    return problems
+
+
 def timing_results(
     workload: str,
     timings: Mapping[str, TimingSummary],
@@ -122,7 +195,11 @@ def timing_results(
 
     workload: what was timed, in words ("closed loop, 4 users"); timings: one summary a row ("teacher", "student", "student forward");
     ratios: named ratios of medians ("teacher / student") with paired intervals; extra: whatever else was counted; a report shows
-    "requests", "failures" and "requests_per_second".
+    "requests", "failures" and "requests_per_second" of a load.
+
+    A latency also has, in `extra`: "mode"; "rules" ("queries", "seconds", "valid"); "stages" (summaries of tokenise, forward, decode);
+    "load_seconds" ("cold", "warm"), "first_run_seconds", "peak_memory_mib", "bytes", "lengths"; "busy", whether others used the machine; and "device"
+    (see `check_device`), which is what a phone's run file and a server's differ in.
     """
     engines = {name: f"{info.engine} {info.version}, {info.precision}, {info.threads} threads" for name, info in (runtimes or {}).items()}
     return {

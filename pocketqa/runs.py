@@ -20,16 +20,20 @@ from typing import Any
 from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.results import (
+    QUESTION_BY_QUESTION,
     REQUIRED,
     Comparison,
     PerQuestion,
+    check_device,
     compare_results,
+    compression_results,
     evaluation_results,
     export_results,
     ids_hash,
     per_question,
     timing_results,
     training_results,
+    verification_results,
 )
 from pocketqa.statistics import Interval, TimingSummary, mean_difference, mean_interval, mean_ratio, median_ratio, passes_gate, summarise_times
 from pocketqa.types import JSON, RuntimeInfo
@@ -48,6 +52,7 @@ __all__ = [
     "command_line",
     "compare",
     "compare_results",
+    "compression_results",
     "evaluation_results",
     "export_results",
     "ids_hash",
@@ -63,6 +68,7 @@ __all__ = [
     "summarise_times",
     "timing_results",
     "training_results",
+    "verification_results",
     "write",
 ]
 
@@ -126,8 +132,10 @@ class RunFile:
             problems.append(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
         elif missing := [key for key in REQUIRED[self.kind] if key not in self.results]:
             problems.append(f"results of kind {self.kind} need {', '.join(missing)}")
-        if self.kind == "evaluation" and len(self.subjects) != 1:
-            problems.append(f"an evaluation is of one model, found {len(self.subjects)} subjects")
+        if self.kind in QUESTION_BY_QUESTION and len(self.subjects) != 1:
+            problems.append(f"a run of kind {self.kind} is of one model, found {len(self.subjects)} subjects")
+        if self.kind == "latency" and "device" in self.results:
+            problems += check_device(self.results["device"])
         if not self.name.strip():
             problems.append("name must not be empty")
         problems += [f"the split of {d.name} must be one of {', '.join(SPLITS)}, found {d.split!r}" for d in self.data if d.split not in SPLITS]
@@ -213,10 +221,10 @@ def read_all(folder: str | Path) -> dict[str, RunFile]:
 
 
 def compare(first: RunFile, second: RunFile) -> Comparison:
-    """Paired comparison of two evaluations, first minus second.  Raises DataError when their questions or data differ."""
+    """Paired comparison of two evaluations or verifications, first minus second.  Raises DataError when their questions or data differ."""
     for run in (first, second):
-        if run.kind != "evaluation":
-            raise DataError(f"Only evaluations can be compared question by question; {run.name!r} is of kind {run.kind!r}.")
+        if run.kind not in QUESTION_BY_QUESTION:
+            raise DataError(f"Only {' and '.join(QUESTION_BY_QUESTION)} can be compared question by question; {run.name!r} is of kind {run.kind!r}.")
     if [item.sha256 for item in first.data] != [item.sha256 for item in second.data]:
         raise DataError(f"{first.name!r} and {second.name!r} were measured on different data files, so they cannot be compared in pairs.")
     return compare_results(first.results, second.results, (first.name, second.name))

@@ -39,7 +39,8 @@ def evaluations(runs: Runs, split: str) -> dict[str, RunFile]:
     def order(item: tuple[str, RunFile]) -> tuple[object, ...]:
         subject = item[1].subjects[0]
         age = tuple(-ord(letter) for letter in newest[subject.sha256])
-        model = (_role_rank(subject.role), subject.role, subject.name, age, subject.sha256)
+        rank, role, name = order_of(subject)
+        model = (rank, role, name, age, subject.sha256)
         return (*model, not _is_reference(subject), subject.engine, subject.precision, item[1].created, item[0])
 
     return dict(sorted(found.items(), key=order))
@@ -72,7 +73,7 @@ def evaluation_table(found: Runs, link: Callable[[str, RunFile], str]) -> list[s
         difference = signed(compare(run, reference).f1) if reference else "not measured"
         rows.append(
             (
-                _model(subject),
+                model_cell(subject),
                 _form(subject),
                 _data(run),
                 f"{results['count']:,}",
@@ -132,7 +133,7 @@ def _retention(student: RunFile, teacher: RunFile, controls: list[tuple[RunFile,
 def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
     """One row a training run."""
     rows = []
-    for name, run in _of_kind(runs, "training").items():
+    for name, run in of_kind(runs, "training").items():
         r = run.results
         loss = "" if r.get("loss") is None else f"{r['loss']:.4f}"
         data = ", ".join(d.name for d in run.data if d.split == "training") or ", ".join(d.name for d in run.data)
@@ -143,7 +144,7 @@ def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]
 
 def experiment_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
     """One row a training run that says what came of it."""
-    tried = {name: run for name, run in _of_kind(runs, "training").items() if run.results.get("outcome")}
+    tried = {name: run for name, run in of_kind(runs, "training").items() if run.results.get("outcome")}
     rows = [(_title(run), str(run.results["outcome"]), _best(run.results), link(name, run)) for name, run in tried.items()]
     return table(EXPERIMENT_HEAD, rows) if rows else []
 
@@ -151,7 +152,7 @@ def experiment_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[st
 def timing_table(runs: Runs, kind: str, link: Callable[[str, RunFile], str]) -> list[str]:
     """One row a timing summary and one a ratio of medians, for kind "latency" or "load"."""
     rows: list[tuple[str, ...]] = []
-    for name, run in _of_kind(runs, kind).items():
+    for name, run in of_kind(runs, kind).items():
         r = run.results
         what = ", ".join([str(r.get("workload", run.name)), *_counts(r)])
         for row, t in sorted(r.get("timings", {}).items()):
@@ -166,11 +167,11 @@ def timing_table(runs: Runs, kind: str, link: Callable[[str, RunFile], str]) -> 
 def export_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
     """One row an exported package."""
     rows = []
-    for name, run in _of_kind(runs, "export").items():
+    for name, run in of_kind(runs, "export").items():
         r = run.results
         sizes = (f"{r[key] / 1e6:.1f} MB" for key in ("package_bytes", "weight_bytes"))
         ports = ("; ".join(f"{port}: {kind}" for port, kind in sorted(r[key].items())) for key in ("inputs", "outputs"))
-        models = ", ".join(map(_model, run.subjects))
+        models = ", ".join(map(model_cell, run.subjects))
         rows.append((models, str(r["target"]), str(r["precision"]), *sizes, str(r["specification_version"]), *ports, link(name, run)))
     return table(EXPORT_HEAD, rows) if rows else []
 
@@ -229,12 +230,14 @@ def _hashes(run: RunFile) -> tuple[str, ...]:
     return tuple(item.sha256 for item in run.data)
 
 
-def _of_kind(runs: Runs, kind: str) -> dict[str, RunFile]:
+def of_kind(runs: Runs, kind: str) -> dict[str, RunFile]:
+    """The runs of one kind, in their order."""
     return {name: run for name, run in runs.items() if run.kind == kind}
 
 
-def _role_rank(role: str) -> int:
-    return ROLES.index(role) if role in ROLES else len(ROLES)
+def order_of(subject: Subject) -> tuple[int, str, str]:
+    """Teacher, student, control, then the others by name."""
+    return ROLES.index(subject.role) if subject.role in ROLES else len(ROLES), subject.role, subject.name
 
 
 def _title(run: RunFile) -> str:
@@ -242,7 +245,8 @@ def _title(run: RunFile) -> str:
     return f"{run.name} ({roles})" if roles and roles != run.name else run.name
 
 
-def _model(subject: Subject) -> str:
+def model_cell(subject: Subject) -> str:
+    """ "student `06d763ca7da0`": name, role where it is another, and the first digits of the sha256 of the weights."""
     name = subject.role if subject.name == subject.role else f"{subject.name} ({subject.role})"
     return f"{name} `{subject.sha256[:12]}`"
 

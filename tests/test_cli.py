@@ -35,8 +35,9 @@ def test_help_lists_every_verb_with_its_line(flag: str, capsys: pytest.CaptureFi
     assert command.main([flag]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: pocketqa [--help] [--version] VERB ..."
+    width = max(map(len, command.VERBS))
     for verb, (_, line) in command.VERBS.items():
-        assert f"  {verb:<8}  {line}" in lines
+        assert f"  {verb:<{width}}  {line}" in lines
 
 
 def test_no_verb_is_a_usage_error_with_the_help(capsys: pytest.CaptureFixture[str]) -> None:

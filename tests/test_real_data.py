@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distillation.evaluate import predict
 from pocketqa import Reader, metrics, squad
+from pocketqa.evaluation import predict
 from pocketqa.features import Tokenizer, gold_spans
 from pocketqa.runtimes import available_engines
 from pocketqa.types import Request, WindowOptions

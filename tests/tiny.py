@@ -23,11 +23,19 @@ POSITIONS = 512
 INITIALIZER_RANGE = 0.3  # against 0.02 of real models: with 32 dimensions and no training, 0.02 would leave all logits nearly equal
 
 
-def tiny_bert(path: Path, layers: int = 2, cased: bool = False, seed: int = 0, vocabulary: Sequence[str] | None = None, hidden: int = HIDDEN) -> Path:
+def tiny_bert(
+    path: Path,
+    layers: int = 2,
+    cased: bool = False,
+    seed: int = 0,
+    vocabulary: Sequence[str] | None = None,
+    hidden: int = HIDDEN,
+    positions: int = POSITIONS,
+) -> Path:
     """Write a random BertForQuestionAnswering folder to `path` and return it."""
     from transformers import BertForQuestionAnswering
 
-    return _save(path, lambda size: BertForQuestionAnswering(_bert_config(size, layers, hidden)), cased, seed, vocabulary)
+    return _save(path, lambda size: BertForQuestionAnswering(_bert_config(size, layers, hidden, positions)), cased, seed, vocabulary)
 
 
 def tiny_distilbert(
@@ -49,6 +57,39 @@ def tiny_distilbert(
         return DistilBertForQuestionAnswering(config)
 
     return _save(path, make, cased, seed, vocabulary)
+
+
+def tiny_mobilebert(path: Path, layers: int = 2, cased: bool = False, seed: int = 0, vocabulary: Sequence[str] | None = None, **config: Any) -> Path:
+    """Write a random MobileBertForQuestionAnswering folder to `path` and return it; `config` replaces settings of its MobileBertConfig."""
+    from transformers import MobileBertConfig, MobileBertForQuestionAnswering
+
+    settings: dict[str, Any] = {
+        "hidden_size": HIDDEN,
+        "embedding_size": HIDDEN // 2,
+        "intra_bottleneck_size": HIDDEN // 2,
+        "intermediate_size": HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_feedforward_networks": 3,
+        "initializer_range": 0.2,  # without LayerNorm, INITIALIZER_RANGE would let logits grow to thousands
+    }
+    return _save(path, lambda size: MobileBertForQuestionAnswering(MobileBertConfig(vocab_size=size, **(settings | config))), cased, seed, vocabulary)
+
+
+def tiny_tinybert(path: Path, layers: int = 2, cased: bool = False, seed: int = 0, vocabulary: Sequence[str] | None = None) -> Path:
+    """Write a random BERT folder as TinyBERT's are published to `path` and return it: no model_type, and the `fit_dense` of its distillation."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tiny_bert(path, layers, cased, seed, vocabulary)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    for name in ("model_type", "architectures"):
+        del config[name]
+    config |= {"emb_size": HIDDEN, "cell": {}, "structure": [], "pre_trained": "", "training": ""}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(path / "model.safetensors") | {"fit_dense.weight": torch.ones(2 * HIDDEN, HIDDEN), "fit_dense.bias": torch.ones(2 * HIDDEN)}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
 
 
 def tiny_base(path: Path, layers: int = 2, cased: bool = False, seed: int = 0, vocabulary: Sequence[str] | None = None, hidden: int = HIDDEN) -> Path:
@@ -121,7 +162,7 @@ def _sample_texts() -> list[str]:
     return [text for passage in passages for text in (passage["context"], *(entry["question"] for entry in passage["qas"]))]
 
 
-def _bert_config(size: int, layers: int, hidden: int) -> Any:
+def _bert_config(size: int, layers: int, hidden: int, positions: int = POSITIONS) -> Any:
     from transformers import BertConfig
 
     return BertConfig(
@@ -130,7 +171,7 @@ def _bert_config(size: int, layers: int, hidden: int) -> Any:
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=INITIALIZER_RANGE,
     )
 

@@ -1,9 +1,10 @@
 """Inference engines behind one small interface (runtimes.base.Runtime), and the choice among them.
 
-    onnxruntime   fp32; part of the base install
-    openvino      bf16 where the processor computes it, else fp32; extra `openvino`
+    onnxruntime   fp32 or int8; part of the base install
+    openvino      bf16 where the processor computes it, else fp32; int8; extra `openvino`
     pytorch       fp32 or bf16; extra `train`; the reference
 
+int8 needs a form of the model folder (`pocketqa.runtimes.forms`), made by `pocketqa package MODEL --form NAME`.
 No engine is imported before one is opened.
 """
 
@@ -16,12 +17,13 @@ from pocketqa.errors import EngineError, MissingExtra, OptionsError
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes.base import Runtime
 from pocketqa.runtimes.cores import usable_cores
+from pocketqa.runtimes.forms import INT8, find_form
 
 __all__ = ["ENGINES", "PRECISIONS", "Runtime", "available_engines", "open_runtime", "usable_cores"]
 
 AUTO = "auto"
 ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch", "transformers")}  # engine -> packages it needs
-PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16"), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16")}
+PRECISIONS = {"onnxruntime": ("fp32", INT8), "openvino": ("fp32", "bf16", INT8), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16")}
 
 log = logging.getLogger("pocketqa")
 
@@ -35,7 +37,7 @@ def open_runtime(folder: ModelFolder, engine: str = AUTO, precision: str | None 
     """Open a model folder with an engine.
 
     engine: "auto" takes openvino where it is installed and the processor computes bf16, else onnxruntime, and logs why.
-    precision: "fp32" or "bf16"; None takes the engine's own.  threads: None takes all usable cores.
+    precision: "fp32", "bf16" or "int8"; None takes the engine's own.  threads: None takes all usable cores.
     Raises OptionsError for settings that contradict, EngineError and MissingExtra for engines that are absent or fail, FolderError for the folder.
     """
     _check_options(engine, precision, threads)
@@ -57,17 +59,18 @@ def _check_options(engine: str, precision: str | None, threads: int | None) -> N
 
 
 def _open(folder: ModelFolder, engine: str, precision: str | None, threads: int | None) -> Runtime:
+    form = find_form(folder, engine) if precision == INT8 else None
     if engine == "openvino":
         from pocketqa.runtimes.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(folder, precision, threads)
+        return OpenVinoRuntime(folder, None if form else precision, threads, form)
     if engine == "pytorch":
         from pocketqa.runtimes.pytorch import PyTorchRuntime
 
         return PyTorchRuntime.open(folder, precision, threads)
     from pocketqa.runtimes.onnx import OnnxRuntime
 
-    return OnnxRuntime(folder, threads)
+    return OnnxRuntime(folder, threads, form)
 
 
 def _open_auto(folder: ModelFolder, precision: str | None, threads: int | None) -> Runtime:

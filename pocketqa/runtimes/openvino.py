@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: bf16 where the processor computes it (several times faster with AMX), else fp32.
+"""OpenVINO on the CPU: bf16 where the processor computes it (several times faster with AMX), else fp32; or from a form in int8.
 
 OpenVINO imports the package openvino-telemetry, which writes an identifier into the home folder and reports the import to Google Analytics.
 It is hidden for the time of the import; OpenVINO then takes the silent stub that it brings for installs without that package.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import queue
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from pocketqa.errors import EngineError, MissingExtra
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes.cores import usable_cores
+from pocketqa.runtimes.forms import INT8
 from pocketqa.runtimes.loading import OUTPUTS, check_names, feed, graph_path, plain
 from pocketqa.types import Batch, RuntimeInfo, SpanLogits
 
@@ -61,8 +64,11 @@ class OpenVinoRuntime:
     lengths: tuple[int, ...] | None = None
     max_batch: int | None = None
 
-    def __init__(self, folder: ModelFolder, precision: str | None = None, threads: int | None = None) -> None:
-        """Compile the folder's graph; precision None takes bf16 where the processor has it.  Raises FolderError, MissingExtra, EngineError."""
+    def __init__(self, folder: ModelFolder, precision: str | None = None, threads: int | None = None, form: Path | None = None) -> None:
+        """Compile the folder's graph; precision None takes bf16 where the processor has it.  Raises FolderError, MissingExtra, EngineError.
+
+        form: graph of an int8 form of the folder, in place of its own; what is not quantised there is computed in the precision.
+        """
         version = silent_openvino().__version__
         able = computes_bf16()
         if precision == "bf16" and not able:
@@ -75,15 +81,15 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # two processes, or teacher and student in one, would be pinned to the same cores
         }
-        with graph_path(folder) as path:
+        with graph_path(folder) if form is None else nullcontext(form) as path:
             try:
                 self._compiled = _core().compile_model(str(path), DEVICE, options)
             except Exception as error:  # RuntimeError and others, without a base of their own
-                raise EngineError(f"OpenVINO {version} cannot open {folder.graph}: {plain(error)}") from error
+                raise EngineError(f"OpenVINO {version} cannot open {form or folder.graph}: {plain(error)}") from error
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
         check_names(self._inputs, [port.get_any_name() for port in self._compiled.outputs], "OpenVINO")
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.info = RuntimeInfo("openvino", version.partition("-")[0], precision, threads)
+        self.info = RuntimeInfo("openvino", version.partition("-")[0], precision if form is None else INT8, threads)
 
     def forward(self, batch: Batch) -> SpanLogits:
         """Logits (B, T).  Raises EngineError."""

@@ -238,7 +238,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
     ("kind", "error", "message"),
     [
         ("no head", FolderError, "pocketqa finetune"),
-        ("another type", FolderError, "model_type should be bert or distilbert, found 'gpt2'"),
+        ("another type", FolderError, "model_type should be bert, distilbert or mobilebert, found 'gpt2'"),
         ("three outputs", FolderError, "two outputs"),
         ("few positions", FolderError, "at least 512, found 128"),
         ("another size", CorruptFolder, "fit its config.json"),

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pocketqa.features import Tokenizer
 from pocketqa.reader import Reader
+from pocketqa.runtimes.base import Runtime
 from pocketqa.types import Batch, Floats, NoAnswer, RuntimeInfo, SpanLogits
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'\"()-«»¿é…🙂👍שלוםمرحبا世界"
@@ -65,7 +66,7 @@ class ChosenRuntime(HashRuntime):
         return SpanLogits(*self._logits(batch))
 
 
-def reader(folder: Path, runtime: HashRuntime | None = None, no_answer: NoAnswer | None = None) -> Reader:
+def reader(folder: Path, runtime: Runtime | None = None, no_answer: NoAnswer | None = None) -> Reader:
     """A reader over the little tokenizer."""
     return Reader(Tokenizer(tokenizer_file(folder)), runtime or HashRuntime(), "little", "f" * 64, no_answer)
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pocketqa import report, runs, tables
+from pocketqa import mobile_tables, report, runs, tables
 from pocketqa.errors import DataError
 from pocketqa.types import JSON, RuntimeInfo, Scores
+from tests.pocketqa import mobile_runs
 
 COUNT = 200
 IDS = [f"q{i}" for i in range(COUNT)]
@@ -167,7 +168,7 @@ def test_other_tables(project):
     assert "own questions, 1,200 requests, 0 failures, 31.3 requests a second" in latency_part
     assert "| ios16 | fp16 | 45.6 MB | 45.0 MB | 7 | input_ids: int32 (1, 128) | start_logits: float16 (1, 128) |" in row(page, "ios16")
     assert "| Kept: \\| better by 1 F1. | 60.00 / 70.00 |" in row(page.split("## Experiments")[1], "student with teacher")
-    assert "- no Mac here: the package was not run ([export-export-2026-02-02.json]" in page
+    assert "- no Mac here: the package was not run ([run file](runs/export-export-2026-02-02.json), 2026-02-02)" in page
     body = page.split("# Results")[1]
     assert all("2026-02-02.json]" in line for line in body.splitlines() if line.startswith("|") and "---" not in line and "measured |" not in line)
 
@@ -245,3 +246,111 @@ def test_evaluation_of_other_roles_comes_last():
     extra = replace(base, subjects=(replace(base.subjects[0], role="base", sha256="9" * 64),))
     found = tables.evaluations({"x": extra, "c": base, "t": evaluation("teacher", 60)}, "squad-dev")
     assert list(found) == ["t", "c", "x"]
+
+
+def test_verified_artefacts(project):
+    reasons: JSON = {"hazards": ["a mask is infinite"], "non_finite": {"softmax s": 3}, "overflow": {"linear l": 1000, "add a": 2}}
+    loud = mobile_runs.verification("teacher", "ios18", "int4", gate={"limit": 0.6, "f1_loss": {}, "passed": False}, layout="ane", **reasons)
+    alone = mobile_runs.verification(scheme="palette4", megabytes=12.04, right=29, agreement=None, gate=None)
+    folder = project(mobile_runs.verification(), alone, loud)
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "## SQuAD v1.1 dev" in page and report.EXPORTED in page
+    fp16 = row(page, "ios16, fp16")
+    assert "| student `bbbbbbbbbbbb` | ios16, fp16 | 45.3 MB | 45.3 MB | 40.8 MB | 40 | 75.00 [" in fp16
+    assert "| -0.05 [-0.25, +0.05] | 97.50 % (1 differ, every one with a gap below 0.05) | 66.0 dB | passed, limit 0.3 | nothing | [verif" in fp16
+    assert "`pocketqa squad-dev student ios16 fp16 standard`" in fp16
+    assert "| not measured |  |  | none | nothing |" in row(page, "ios16, palette4")
+    assert "| FAILED, limit 0.6 | 1 hazards, 3 values not finite, 1,002 values beyond float16 |" in row(page, "ios18, layout ane, int4")
+    assert page.index("teacher `a") < page.index("ios16, fp16") < page.index("ios16, palette4")  # the larger package first
+    assert report.main(["--check"]) == 0
+
+
+def test_combinations_of_a_compression(project):
+    many = mobile_runs.point(11.0, 70.0, **{f"layer {i}": "int8" if i < 2 else "palette4" for i in range(6)})
+    sizes = {"bytes": {"package": 12_500_000}, "bytes_before": {"package": 45_300_000}}
+    folder = project(mobile_runs.compression(1, (*mobile_runs.POINTS, many, mobile_runs.point(46.0, 75.9)), **sizes))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Compression")[1]
+    assert "student `bbbbbbbbbbbb`: 40 questions. At most 1 points of F1 may be lost. Package: 12.5 MB, was 45.3 MB. [compression-mixed-stu" in page
+    assert "| embeddings palette4, layers palette4 | 10.0 MB | 73.00 | 3.00 [2.90, 3.20] | on the front |" in page
+    assert "| embeddings int8, layers palette4 | 12.0 MB | 75.40 | 0.60 [0.50, 0.80] | selected |" in page
+    assert "| embeddings palette4, layers palette6 | 15.0 MB | 75.00 | 1.00 [0.90, 1.20] |  |" in page  # larger and worse than the selected one
+    assert "| 4 in palette4, 2 in int8 | 11.0 MB |" in page and "| float16 | 46.0 MB |" in page
+    assert page.index("10.0 MB") < page.index("11.0 MB") < page.index("12.0 MB")
+
+
+def test_nothing_selected(project):
+    folder = project(mobile_runs.compression(None, max_f1_drop=None))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| selected |" not in page and "may be lost" not in page
+
+
+def test_pareto_front_by_hand():
+    points = [{"bytes": b, "f1": f} for b, f in ((10, 70), (10, 71), (20, 71), (20, 80), (5, 60), (20, 80), (30, 80))]
+    assert mobile_tables.pareto(points) == {1, 3, 4, 5}  # of two equal points neither is better; more bytes for the same F1 are worse
+
+
+def test_races_with_devices_ratios_and_loads(project):
+    phone = mobile_runs.race("phone", (("student", "coreml fp16", 2.0),), device=mobile_runs.PHONE, origin={"student, coreml fp16": "configuration"})
+    fast = mobile_runs.race(remarks=["a pass takes 410 s"])
+    folder = project(fast, phone, mobile_runs.race("crowded", (("student", "pytorch fp32", 30.0),), busy=True))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
+    teacher = row(page, "| teacher, onnxruntime fp32, 1 thread | squad |")
+    assert (
+        "| a processor (server), an OS, compute unit cpu | full, valid | 101 | 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms |" in teacher
+    )
+    assert "[run file](runs/latency-squad-1-thread-2026-03-01.json), 2026-03-01" in teacher
+    assert "a phone (phone), iOS 17, compute unit ne, thermal state nominal" in row(page, "student, coreml fp16, 1 thread (random weights) | squad")
+    assert "full, not valid, BUSY MACHINE" in row(page, "student, pytorch fp32, 1 thread | squad")
+    assert "- Busy machine, so its times are not to be trusted: other processes used 40% of the machine (" in page
+    ratio = row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 | squad, 1 thread")
+    assert "| 2.00 [1.90, 2.10] | 2.20 [2.10, 2.30] | 1.80 [1.70, 1.90] | the student is faster |" in ratio
+    assert "| 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB | 90.0 MB | 89.0 MB | 80.0 MB |" in row(
+        page, "| teacher, onnxruntime fp32, 1 thread | 0.81"
+    )
+    assert "- a pass takes 410 s (" in page
+
+
+def test_the_paper_audited(project):
+    folder = project(
+        mobile_runs.race("paper", audit=[mobile_runs.AUDIT], title="The experiment: a server CPU in the phone's manner", caveats=["so to say"])
+    )
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## The paper's phone experiment")[1]
+    assert "The experiment: a server CPU in the phone's manner. [run file]" in page
+    assert "| recomputed | NO: there is no attention in it |" in row(page, "207 MB") and "- so to say" in page
+
+
+def test_the_zoo_beside_its_papers(project):
+    folder = project(mobile_runs.zoo(busy=True, load={"reasons": ["crowded"]}))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    zoo = page.split("## Zoo")[1]
+    assert "## Latency" not in page  # a zoo is no race
+    counted = row(zoo, "| DistilBERT 6 | 6 x 768 |")
+    assert "| 66.36 M | 66 M (+0.6 %), 66.4 M (0.0 %) (not confirmed) | 11.17 B | 11.9 B (-6.1 %) |" in counted
+    assert "| 265.5 MB | 132.7 MB | 66.4 MB | 33.2 MB |" in counted
+    timed = row(zoo, "| DistilBERT 6 | 50.00 ms | 50.00 ms |")
+    assert "| 1.90 [1.71, 2.09] | 1.63 from 410 s (a GPU); 2 (a phone) (not confirmed) |" in timed
+    assert "its twin (the network of DistilBERT 6)" in zoo and "| ELMo | not counted |  | 180 M |" in zoo
+    assert "- DistilBERT 6, operations, published as 11.9 B: with a half more, it would be 11.9 B." in zoo
+    assert "- Published figures: A 2019, table 1; B 2020, table 2." in zoo and "- Not confirmed:" in zoo
+    assert "- Busy machine, so its times are not to be trusted: crowded" in zoo
+
+
+def test_what_was_not_checked_is_said_once(project):
+    first, second = (replace(mobile_runs.verification(scheme=scheme), not_checked=("the Neural Engine",)) for scheme in ("fp16", "int8"))
+    folder = project(first, second)
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Not checked")[1]
+    assert page.count("the Neural Engine") == 1 and page.count("[run file]") == 2
+
+
+def test_a_page_elsewhere_does_not_tell_of_this_machine(project, tmp_path):
+    project(evaluation("teacher", 80))
+    (tmp_path / "deep").mkdir()
+    report.main(["--no-readme", "--out", str(tmp_path / "deep" / "down.md")])
+    assert "](../runs/evaluation-teacher" in (tmp_path / "deep" / "down.md").read_text(encoding="utf-8")

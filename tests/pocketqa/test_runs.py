@@ -127,6 +127,70 @@ def test_comparison_refuses_other_questions_data_and_kinds():
         runs.compare(training, evaluation())
 
 
+# ---- other kinds
+
+
+def verification(change: float = 0.0, **results) -> runs.RunFile:
+    base = evaluation(f1=np.clip(F1 - change, 0, 1), groups=["x", "y", "x", "y"])
+    found = runs.verification_results(
+        base.results,
+        target="ios16",
+        scheme="fp16",
+        layout="standard",
+        format="mlprogram",
+        bytes={"package": 3, "weights": 2, "zipped": 1},
+        agreement=None,
+        gate=None,
+        hazards=[],
+        non_finite={},
+        overflow={},
+        operations={"linear": 2},
+        extra={"lengths": [384]},
+    )
+    return replace(base, kind="verification", results={**found, **results})
+
+
+def test_a_verification_is_an_evaluation_with_findings(tmp_path):
+    run = verification()
+    assert runs.read(runs.write(run, tmp_path)) == run
+    assert run.results["f1"] == evaluation().results["f1"] and run.results["target"] == "ios16" and run.results["lengths"] == [384]
+    for key in ("gate", "f1"):
+        with pytest.raises(OptionsError, match=f"results of kind verification need {key}"):
+            replace(run, results={name: value for name, value in run.results.items() if name != key})
+    with pytest.raises(OptionsError, match="kind verification is of one model, found 2"):
+        replace(run, subjects=run.subjects * 2)
+
+
+def test_verifications_and_evaluations_compare_with_each_other():
+    outcome = runs.compare(verification(change=0.1), evaluation(groups=["x", "y", "x", "y"]))
+    assert outcome.f1.value == pytest.approx(-7.5)  # three of four questions lose 10 points
+    assert runs.compare(verification(), verification()).f1 == runs.Interval(0, 0, 0)
+
+
+def test_a_compression_names_what_a_point_lacks(tmp_path):
+    point = {"bytes": 10, "f1": 80.0, "f1_loss": {"value": 0.1, "low": 0, "high": 0.2}, "chosen": {"embedding": "int8"}}
+    results = runs.compression_results("development split, 400 questions", [point], sensitivity={"embedding": {}}, max_f1_drop=0.5, selected=0)
+    run = replace(evaluation(), kind="compression", results=results)
+    assert runs.read(runs.write(run, tmp_path)).results["points"] == [point]
+    with pytest.raises(OptionsError, match="chosen, f1_loss missing"):
+        runs.compression_results("w", [{"bytes": 1, "f1": 2}], sensitivity={}, max_f1_drop=1, selected=None)
+
+
+def test_a_latency_says_which_device_or_none(tmp_path):
+    timings = {"student": runs.summarise_times([0.1, 0.2])}
+    phone = {"name": "iPhone 7 Plus", "os": "iOS 15.8", "compute_unit": "cpu", "thermal_state": "nominal", "kind": "phone"}
+    run = replace(evaluation(), kind="latency", results=runs.timing_results("fixed 384", timings, extra={"device": phone, "mode": "quick"}))
+    assert runs.read(runs.write(run, tmp_path)) == run
+    replace(run, results=runs.timing_results("fixed 384", timings))  # as before there were devices
+    for device, message in (
+        ({**phone, "kind": "tablet"}, "server or phone, found 'tablet'"),
+        ({"kind": "phone"}, "device needs 'name'"),
+        ("a phone", "must be an object"),
+    ):
+        with pytest.raises(OptionsError, match=message):
+            replace(run, results={**run.results, "device": device})
+
+
 # ---- files
 
 

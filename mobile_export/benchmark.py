@@ -1,0 +1,173 @@
+"""pocketqa benchmark MODEL_OR_BUNDLE...: bytes and latency, measured as a phone would be: one question at a time.
+
+pocketqa benchmark models/teacher models/student
+pocketqa benchmark models/teacher models/student --mode full --engines onnxruntime,openvino --threads 1,2 --run-file runs
+pocketqa benchmark models/teacher models/student --workload stsb glue/STS-B
+pocketqa benchmark --preset paper --run-file runs
+pocketqa benchmark --check phone.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mobile_export.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
+from mobile_export.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here
+from mobile_export.latency import race_results, read_latency
+from mobile_export.latency_text import race_lines, size_lines, threads_text
+from mobile_export.machine_load import load_average
+from mobile_export.single_stream import race
+from mobile_export.sizes import sizes_of
+from mobile_export.workloads import LONGEST_WINDOW, Workload, fixed_workload, squad_workload, stsb_workload
+from pocketqa import runs
+from pocketqa.features import Tokenizer
+from pocketqa.runtimes import ENGINES
+from pocketqa.types import JSON
+
+if TYPE_CHECKING:
+    from mobile_export.single_stream import Race
+
+NO_PHONE = "phones: this is the CPU of a server or desktop machine"
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit status: 1 where a race was interrupted.  Raises PocketQAError."""
+    arguments = parse(argv)
+    if arguments.check:
+        return _check_file(arguments.check, arguments.json)
+    if arguments.preset == "paper":
+        from mobile_export.paper import run
+
+        return run(arguments, argv)
+    if arguments.preset == "zoo":
+        return _zoo(arguments, argv)
+    return _race(arguments, argv)
+
+
+def _race(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    average, rules = load_average(), rules_of(arguments)
+    contestants = _contestants(arguments)
+    heats = _heats(arguments, contestants)
+    check_run_file(arguments.run_file, len(heats))
+    sizes = {contestant.label: sizes_of(contestant) for contestant in contestants}
+    if not arguments.json:
+        print("\n".join(size_lines(sizes)), flush=True)
+    for contestant in contestants:
+        if not runs_here(contestant):
+            progress(f"{contestant.label}: Core ML computes on a Mac only, so this machine gives its sizes and no times")
+    documents: list[JSON] = []
+    for number, (racing, workload) in enumerate(heats, 1):
+        progress(f"race {number} of {len(heats)}: {workload.description}, {threads_text(racing[0].threads)}")
+        done = race(racing, workload, rules, seed=arguments.seed, load_average=average, say=progress)
+        documents.append(race_results(done, {contestant.label: sizes[contestant.label] for contestant in racing}))
+        if not arguments.json:
+            print("\n".join(race_lines(documents[-1])), flush=True)
+        if arguments.run_file:
+            progress(f"run file: {runs.write(run_of(done, documents[-1], argv), arguments.run_file)}")
+        if done.interrupted:
+            break
+    if arguments.json:
+        print(json.dumps({"sizes": sizes, "races": documents}))
+    return int(any(done["interrupted"] for done in documents))
+
+
+def _zoo(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    from mobile_export import zoo
+
+    visit = zoo.run(
+        rules_of(arguments),
+        engine=arguments.engines or DEFAULT_ENGINE,
+        threads=thread_counts(arguments)[0],
+        names=arguments.models,
+        seed=arguments.seed,
+        load_average=load_average(),
+        say=progress,
+    )
+    if arguments.run_file:
+        run = runs.new_run("latency", "zoo", visit.subjects, visit.data, ["pocketqa", "benchmark", *argv], visit.results, [NO_PHONE])
+        progress(f"run file: {runs.write(run, arguments.run_file)}")
+    print(json.dumps(visit.results) if arguments.json else "\n".join(zoo.lines(visit.results)))
+    return int("the run was interrupted" in visit.results["rules"]["problems"])
+
+
+def progress(line: str) -> None:
+    """One line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_of(done: Race, results: JSON, argv: Sequence[str], name: str = "") -> runs.RunFile:
+    """The run file of a race."""
+    subjects = [entry.contestant.subject(entry.warm.info) for entry in done.entries]
+    models = " ".join(dict.fromkeys(entry.contestant.name for entry in done.entries))
+    threads = done.entries[0].contestant.threads
+    title = name or f"{models} {done.workload.name} {threads_text(threads)} {done.rules.mode}"
+    return runs.new_run("latency", title, subjects, done.workload.data, ["pocketqa", "benchmark", *argv], results, not_checked(done))
+
+
+def not_checked(done: Race) -> list[str]:
+    """What a race on this machine could not check."""
+    lines = [NO_PHONE]
+    if done.load.others is None:
+        lines.append("other processes: this system does not say how much they used")
+    if not done.cores:
+        lines.append("cores: this system does not pin processes")
+    return lines
+
+
+def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
+    """Every model folder in every engine, and every bundle in its own, with one thread.  Names are made unique."""
+    engines = (arguments.engines or DEFAULT_ENGINE).split(",")
+    named = {engine: parse_engine(engine)[0] for engine in engines}
+    made = []
+    for model in arguments.models:
+        if is_bundle(model):
+            made.append(bundle_contestant(model, 1))
+        else:
+            made += [model_contestant(model, engine, 1) for engine in engines if named[engine] in ENGINES]
+    labels = [contestant.label for contestant in made]
+    return [replace(c, name=f"{c.name} ({c.path.resolve().name})") if labels.count(c.label) > 1 else c for c in made]
+
+
+def _heats(arguments: argparse.Namespace, contestants: Sequence[Contestant]) -> list[tuple[list[Contestant], Workload]]:
+    """Who races on what: each workload with each number of threads.  A bundle whose lengths are too short for a workload sits it out."""
+    able = [contestant for contestant in contestants if runs_here(contestant)]
+    if not able:
+        return []
+    workloads = [made for name in arguments.workload for made in _workloads(name, arguments, able)]
+    heats = []
+    for workload in workloads:
+        fitting = [c for c in able if c.lengths is None or max(c.lengths) >= workload.windows.max_tokens]
+        for c in able:
+            if c not in fitting:
+                progress(f"{c.label}: takes windows of at most {max(c.lengths or ())} tokens, so it is left out of {workload.name}")
+        for threads in thread_counts(arguments) if fitting else ():
+            heats.append(([replace(c, threads=threads) for c in fitting], workload))
+    return heats
+
+
+def _workloads(name: str, arguments: argparse.Namespace, contestants: Sequence[Contestant]) -> list[Workload]:
+    if name == "stsb":
+        return [stsb_workload(arguments.stsb)]
+    tokenizer = Tokenizer(contestants[0].tokenizer)
+    if name == "squad":
+        longest = min([LONGEST_WINDOW, *(max(c.lengths) for c in contestants if c.lengths)])
+        return [squad_workload(arguments.data, seed=arguments.seed, max_tokens=longest, tokenizer=tokenizer)]
+    return [fixed_workload(length, tokenizer, arguments.data, seed=arguments.seed) for length in numbers("--lengths", arguments.lengths)]
+
+
+def _check_file(path: str, as_json: bool) -> int:
+    run = read_latency(path)
+    device, rules = run.results["device"], run.results["rules"]
+    if as_json:
+        print(json.dumps({"name": run.name, "device": device, "timings": run.results["timings"], "rules": rules}))
+        return 0
+    print(f"{path}: a latency of kind {device['kind']}, {device['name']}, {device['os']}, compute unit {device['compute_unit']}")
+    print(f"{'valid' if rules['valid'] else 'not valid'} under {rules['queries']} queries and {rules['seconds']} s, {run.results['mode']}")
+    for label, timing in run.results["timings"].items():
+        print(f"  {label}: p90 {timing['p90']:.2f} {timing['unit']}, p50 {timing['p50']:.2f}")
+    return 0

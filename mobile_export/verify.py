@@ -1,0 +1,195 @@
+"""`pocketqa verify BUNDLE [BUNDLE ...]`: run what was exported, on any machine, and compare it with the model it was made from.
+
+pocketqa verify bundles/student-ios16
+pocketqa verify bundles/student-*  --data dev-v1.1.json --reference models/student --split squad-dev --run-file runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobile_export.artefact import ENGINES, UNITS
+from mobile_export.comparison import GATES
+from mobile_export.targets import DEFAULT_LAYOUT
+from mobile_export.verify_text import block, overview
+from pocketqa import runs, squad
+from pocketqa.errors import OptionsError, VocabularyMismatch
+from pocketqa.runtimes.cached import default_folder
+from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
+
+if TYPE_CHECKING:
+    from mobile_export.bundle import Bundle
+    from pocketqa.evaluation import Measured
+
+BROKEN = 1  # exit status: something is wrong with a bundle, or a gate failed
+LISTED = 200  # differing questions kept in a run file
+REFERENCE_ENGINES = ("pytorch", "onnxruntime")
+EPILOG = """\
+Without --data: the golden vectors of the bundle, what its operations compute beside the trace of the export, hazards of
+float16 on a phone, values that are not finite. Takes well below a minute.
+
+With --data: the artefact answers the questions; exact match and F1 with 95 % intervals.
+With --reference: the model that the bundle was made from answers them too (in this process, in float32); differences of
+scores with paired intervals, of spans and of logits, and the gate: the upper end of the interval of the F1 loss must lie
+below --max-f1-loss (default: {gates}).
+
+The artefact runs in a process of its own that is given the bundle and token ids and nothing else. Logits are kept below
+$XDG_CACHE_HOME/pocketqa, so that an interrupted run goes on where it stopped.
+
+Exit status: 0 sound, 1 something is wrong or a gate failed, 2 the command could not be carried out.
+
+examples:
+  pocketqa verify bundles/student-ios16
+  pocketqa verify bundles/student-ios16 --data dev-v1.1.json --limit 1000 --reference models/student
+  pocketqa verify bundles/* --data dev-v1.1.json --split squad-dev --reference models/student --run-file runs
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit status.  Raises PocketQAError."""
+    given = _parser().parse_args(argv)
+    _check(given)
+
+    from mobile_export.artefact import engine_for
+    from mobile_export.bundle import open_bundle
+    from mobile_export.verification import verify_bundle
+
+    bundles = [open_bundle(path) for path in given.bundles]
+    for bundle in bundles:
+        engine_for(bundle, given.engine)  # raises before any work is done
+    examples = squad.load(given.data, given.limit, given.seed) if given.data else []
+    cache = None if given.no_cache else Path(given.cache or default_folder())
+    reference = Reference(given, bundles, examples, cache) if given.reference else None
+    reports = []
+    for bundle in bundles:
+        _progress(f"{bundle.path}: {bundle.name}, {bundle.target.name} {bundle.scheme}")
+        report = verify_bundle(
+            bundle,
+            examples=examples,
+            reference=reference,
+            max_f1_loss=given.max_f1_loss,
+            engine=given.engine,
+            threads=given.threads,
+            unit=given.compute_unit or "all",
+            cache=cache,
+            progress=True,
+        )
+        reports.append({"bundle": bundle.path.name, **report})
+        if given.run_file and report["results"]:
+            run = _run(bundle, report, given, argv, reference)
+            _progress(f"run file: {runs.write(run, given.run_file)}")
+        if not given.json:
+            print(block(reports[-1]), flush=True)
+    if given.json:
+        print(json.dumps({"bundles": reports, "passed": all(report["passed"] for report in reports)}))
+    elif len(reports) > 1:
+        print(overview(reports))
+    return 0 if all(report["passed"] for report in reports) else BROKEN
+
+
+class Reference:
+    """The model that the bundles were made from; answers the examples once for each way of cutting windows."""
+
+    def __init__(self, given: argparse.Namespace, bundles: Sequence[Bundle], examples: Sequence[QAExample], cache: Path | None) -> None:
+        """Open it.  Raises what opening a model raises, OptionsError where a bundle was made from another model, VocabularyMismatch."""
+        from pocketqa.evaluation import open_reader
+        from pocketqa.features import Tokenizer
+
+        self._reader = open_reader(given.reference, given.reference_engine, "fp32", given.threads)
+        self._examples, self._cache = examples, cache
+        self._measured: dict[WindowOptions, Measured] = {}
+        others = [bundle.path.name for bundle in bundles if bundle.model_hash != self._reader.model_hash]
+        if others:
+            raise OptionsError(
+                f"Expected --reference to be the model that the bundles were made from; {', '.join(others)} were made from another one "
+                f"(sha256 of its weights {self._reader.model_hash[:12]}...). Name the folder that they were exported from."
+            )
+        for bundle in bundles:
+            if Tokenizer(bundle.tokenizer).vocabulary_hash != self._reader.tokenizer.vocabulary_hash:
+                raise VocabularyMismatch(f"{bundle.path} and {given.reference} cut text into different tokens, so their logits cannot be compared.")
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """Its engine."""
+        return self._reader.info
+
+    def __call__(self, window: WindowOptions) -> Measured:
+        """Its answers with these windows."""
+        from mobile_export.verification import measure_with
+
+        if window not in self._measured:
+            identity = (self._reader.model_hash,)
+            self._measured[window] = measure_with(self._reader, window, self._examples, identity, self._cache, progress=True)
+        return self._measured[window]
+
+
+def _run(bundle: Bundle, report: JSON, given: argparse.Namespace, argv: Sequence[str], reference: Reference | None) -> runs.RunFile:
+    results = report["results"] | {"limit": given.limit, "seed": given.seed, "window": asdict(bundle.window)}
+    if agreement := results["agreement"]:
+        closest = [{"id": question["id"], "gap": question["gap"]} for question in agreement["differing"][:LISTED]]
+        results["agreement"] = agreement | {"differing": closest, "reference": asdict(reference.info) if reference else None}
+    info = replace(RuntimeInfo(**report["engine"]), precision=bundle.scheme)
+    subject = runs.Subject.of(bundle.name, given.role or bundle.name, bundle.model_hash, info)
+    data = runs.DataFile(Path(given.data).name, squad.source_hash(given.data), results["count"], given.split)
+    layout = [bundle.layout] if bundle.layout != DEFAULT_LAYOUT else []
+    name = " ".join([given.split, bundle.name, bundle.target.name, bundle.scheme, *layout, info.engine])
+    return runs.new_run("verification", name, [subject], [data], ["pocketqa", "verify", *argv], results, report["not_checked"])
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Options that contradict each other, all at once.  Raises OptionsError."""
+    problems = []
+    for option in ("limit", "reference", "run_file"):
+        if getattr(given, option) is not None and given.data is None:
+            problems.append(f"--{option.replace('_', '-')} needs --data")
+    if given.max_f1_loss is not None:
+        if given.reference is None:
+            problems.append("--max-f1-loss needs --reference, which says what was lost")
+        if not given.max_f1_loss > 0:
+            problems.append(f"--max-f1-loss must be above 0 percent points, found {given.max_f1_loss:g}")
+    if given.threads is not None and given.threads < 1:
+        problems.append(f"--threads must be at least 1, found {given.threads}")
+    if given.compute_unit and given.engine != "coreml":
+        problems.append("--compute-unit needs --engine coreml")
+    if given.run_file and given.run_file.endswith(".json") and len(given.bundles) > 1:
+        problems.append("--run-file must be a folder where several bundles are verified, so that each gets a file of its own")
+    if problems:
+        raise OptionsError("; ".join(problems) + ".")
+
+
+def _parser() -> argparse.ArgumentParser:
+    gates = ", ".join(f"{scheme} {limit:g}" for scheme, limit in GATES.items())
+    parser = argparse.ArgumentParser(
+        prog="pocketqa verify",
+        description="Run exported bundles on any machine and compare them with the model they were made from.",
+        epilog=EPILOG.format(gates=gates),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("bundles", nargs="+", metavar="BUNDLE", help="folder made by `pocketqa export` or `pocketqa compress`")
+    add("--data", metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub name whose questions are put to the artefact")
+    add("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
+    add("--seed", type=int, default=0, metavar="S", help="of the sample (default 0)")
+    add("--split", choices=runs.SPLITS, default="other", help="what the data are, for the run file (default other)")
+    add("--reference", metavar="MODEL", help="model folder or checkpoint that the bundle was made from")
+    add("--reference-engine", choices=REFERENCE_ENGINES, default="pytorch", help="what runs it, in float32 (default pytorch; onnxruntime is quicker)")
+    add("--max-f1-loss", type=float, metavar="X", help=f"the gate, in percent points (default {gates}; other schemes have none)")
+    add("--engine", choices=ENGINES, help="default: the interpreter, for an ExecuTorch bundle ExecuTorch; coreml needs a Mac")
+    add("--compute-unit", choices=UNITS, help="of Core ML (default all)")
+    add("--threads", type=int, metavar="N", help="default: all usable cores")
+    add("--cache", metavar="DIR", help="where logits are kept (default: below $XDG_CACHE_HOME/pocketqa)")
+    add("--no-cache", action="store_true", help="keep no logits, use none")
+    add("--run-file", metavar="PATH", help="write a run file to this folder or .json path")
+    add("--role", help="teacher, student, ..., for the run file (default: the model's name)")
+    add("--json", action="store_true", help="one JSON document on standard output (progress goes to standard error)")
+    return parser
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
