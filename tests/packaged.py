@@ -21,15 +21,23 @@ def workspace() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="pocketqa-tests-", ignore_cleanup_errors=True)
 
 
-@functools.cache
 def checkpoint(kind: str, cased: bool = False) -> Path:
     """A tiny random checkpoint ("bert" or "distilbert")."""
+    return _checkpoint(kind, cased)
+
+
+def model_folder(kind: str, cased: bool = False) -> Path:
+    """The model folder made from `checkpoint(kind, cased)`."""
+    return _model_folder(kind, cased)
+
+
+@functools.cache  # which tells f(x, True) from f(x, cased=True), hence the two functions above
+def _checkpoint(kind: str, cased: bool) -> Path:
     return MAKERS[kind](Path(workspace().name) / f"checkpoint-{kind}-{cased}", cased=cased)
 
 
 @functools.cache
-def model_folder(kind: str, cased: bool = False) -> Path:
-    """The model folder made from `checkpoint(kind, cased)`."""
+def _model_folder(kind: str, cased: bool) -> Path:
     from mobile_export.package import package
 
     out = Path(workspace().name) / f"model-{kind}-{cased}"

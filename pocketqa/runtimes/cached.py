@@ -38,7 +38,7 @@ class CachedRuntime:
         """identity: whatever decides the logits besides `runtime.info` without its threads: the sha256 of the weights, for one."""
         self._runtime = runtime
         info = runtime.info
-        self._key = hashlib.sha256(json.dumps([*identity, info.engine, info.version, info.precision]).encode()).hexdigest()
+        self._key = hashlib.sha256(json.dumps([FORMAT.decode(), *identity, info.engine, info.version, info.precision]).encode()).hexdigest()
         self._folder = folder / self._key
         self.computed = self.found = 0
         self.seconds = 0.0
