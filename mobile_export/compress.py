@@ -25,7 +25,7 @@ from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
 
 if TYPE_CHECKING:
     from mobile_export.bundle import Bundle
-    from mobile_export.pareto import Point
+    from mobile_export.pareto import Point, Schemes
     from pocketqa.evaluation import Measured
 
 BEYOND = 1  # exit status: the loss is not shown to be within the budget, or the written bundle is not sound
@@ -41,7 +41,8 @@ schemes, and the targets that load them:
 
 Embeddings (words and positions) take the same scheme, except that with int4 and sparse they take int8; --embeddings chooses.
 Biases, LayerNorm, the span head and everything else of at most 2048 values stay in float16. No computation is changed,
-and the specification version is never raised.
+and the specification version is never raised. Some systems are reported to load 4-bit weights wrongly, or not at all
+(https://github.com/apple/coremltools/issues/2716), which no other machine can see: try the bundle on the phone.
 
 mixed: each weight in each scheme alone, how far the answers' distributions move (--sample questions); then combinations, the
 least harm for each byte saved first; then the loss of F1 of up to --points of them, against the float16 bundle on the
@@ -78,25 +79,14 @@ def main(argv: list[str]) -> int:
 
 def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
     """One scheme for all, and what `verify` says of the result beside the float16 bundle."""
-    from mobile_export.bundle import derive_bundle, sizes
-    from mobile_export.compression import compress_bundle, plan, table
-    from mobile_export.mlprogram import open_program
-    from mobile_export.verification import verify_bundle
+    from mobile_export.isolated import IsolatedRuntime
+    from mobile_export.verification import measure_bundle, verify_bundle
 
-    schemes: dict[str, str] = {}
-    if check_scheme(bundle.target, given.scheme) == NETWORK:
-        from mobile_export.neuralnetwork import write_network
-
-        _progress(f"{bundle.name} to {given.scheme} for {bundle.target.name}: all matrices in 8 bits, in the older neuralnetwork type")
-        made = derive_bundle(bundle, out, lambda path: write_network(bundle.package, path), scheme=given.scheme, compression={}, replace=given.force)
-    else:
-        parts = plan(open_program(bundle.package), given.scheme, given.embeddings, given.sparsity)
-        schemes = {part.name: part.scheme for part in parts if part.scheme != "fp16"}
-        _progress(f"{bundle.name} to {given.scheme} for {bundle.target.name}{_embeddings(given)}\n{table(parts)}")
-        made = compress_bundle(bundle, out, given.scheme, schemes, sparsity=given.sparsity, replace=given.force)
+    made, schemes = _write(bundle, out, given)
 
     def reference(window: WindowOptions) -> Measured:
-        return _float16(bundle, examples, given)
+        with IsolatedRuntime(bundle.path, threads=given.threads) as runtime:
+            return measure_bundle(bundle, runtime, examples, _cache(given), progress=True)
 
     verified = verify_bundle(
         made,
@@ -107,22 +97,37 @@ def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: a
         cache=_cache(given),
         progress=True,
     )
-    points = [_verified_point(made, schemes, verified["results"])] if verified["results"] else []
-    within = given.max_f1_drop is None or (bool(points) and verified["results"]["gate"]["passed"])
-    return {
-        **_header(bundle, examples, given),
-        "out": str(out),
-        "bytes": sizes(made),
-        "points": points,
-        "selected": 0 if points and within else None,
-        "verification": verified | {"bundle": out.name},
-        "passed": not verified["problems"] and within,
-    }
+    report = _report(bundle, examples, given) | _written(made, out, verified)
+    if results := verified["results"]:
+        figures = {"bytes": results["bytes"]["weights"], "f1": results["f1"], "f1_loss": results["agreement"]["f1_loss"]}
+        report["points"] = [figures | {"chosen": _chosen(schemes) or {"all matrices": made.scheme}}]
+        report["selected"] = 0 if verified["passed"] else None
+    return report | {"passed": verified["passed"]}
+
+
+def _write(bundle: Bundle, out: Path, given: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
+    """The bundle in one scheme, and the scheme of each weight, which the older neuralnetwork type does not let choose."""
+    from mobile_export.bundle import derive_bundle
+    from mobile_export.compression import EMBEDDINGS, compress_bundle, plan, table
+    from mobile_export.mlprogram import open_program
+
+    title = f"{bundle.name} to {given.scheme} for {bundle.target.name}"
+    if check_scheme(bundle.target, given.scheme) == NETWORK:
+        from mobile_export.neuralnetwork import write_network
+
+        _progress(f"{title}: all matrices in 8 bits, in the older neuralnetwork type")
+        package = bundle.package
+        return derive_bundle(bundle, out, lambda path: write_network(package, path), scheme=given.scheme, compression={}, replace=given.force), {}
+    parts = plan(open_program(bundle.package), given.scheme, given.embeddings, given.sparsity)
+    schemes = {part.name: part.scheme for part in parts if part.scheme != "fp16"}
+    if not given.embeddings and given.scheme in EMBEDDINGS:
+        title += "; embeddings in {}: {}".format(*EMBEDDINGS[given.scheme])
+    _progress(f"{title}\n{table(parts)}")
+    return compress_bundle(bundle, out, given.scheme, schemes, sparsity=given.sparsity, replace=given.force), schemes
 
 
 def _search(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
     """A scheme for each weight within the budget, and what `verify` says of the result."""
-    from mobile_export.bundle import sizes
     from mobile_export.compression import compress_bundle, parts_of, table
     from mobile_export.mixed import SearchOptions, search
     from mobile_export.mlprogram import open_program
@@ -130,14 +135,12 @@ def _search(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: arg
 
     options = SearchOptions(given.max_f1_drop, given.sample, given.points, _cache(given), given.seed, given.threads)
     outcome = search(bundle, examples, options, _progress)
-    report: JSON = {
-        **_header(bundle, examples, given),
+    costs = outcome.sensitivity.items()
+    report = _report(bundle, examples, given) | {
         "points": [_point(point) for point in outcome.points],
-        "selected": None,
-        "sensitivity": {name: {scheme: float(f"{cost:.4g}") for scheme, cost in costs.items()} for name, costs in outcome.sensitivity.items()},
+        "sensitivity": {_short(name): {scheme: float(f"{cost:.4g}") for scheme, cost in found.items()} for name, found in costs},
         "windows": outcome.windows,
         "float16_f1": round(outcome.reference.scores.f1, 4),
-        "passed": False,
     }
     chosen = outcome.selected
     if chosen is None:
@@ -146,25 +149,11 @@ def _search(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: arg
     forms = {name: outcome.forms[name, scheme] for name, scheme in chosen.schemes.items() if (name, scheme) in outcome.forms}
     made = compress_bundle(bundle, out, MIXED, chosen.schemes, forms=forms, replace=given.force)
     verified = verify_bundle(made, threads=given.threads)
-    return report | {
-        "out": str(out),
-        "bytes": sizes(made),
-        "selected": outcome.points.index(chosen),
-        "verification": verified | {"bundle": out.name},
-        "passed": not verified["problems"],
-    }
+    return report | _written(made, out, verified) | {"selected": outcome.points.index(chosen), "passed": verified["passed"]}
 
 
-def _float16(bundle: Bundle, examples: Sequence[QAExample], given: argparse.Namespace) -> Measured:
-    """What the bundle that is compressed answers."""
-    from mobile_export.isolated import IsolatedRuntime
-    from mobile_export.verification import measure_bundle
-
-    with IsolatedRuntime(bundle.path, threads=given.threads) as runtime:
-        return measure_bundle(bundle, runtime, examples, _cache(given), progress=True)
-
-
-def _header(bundle: Bundle, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
+def _report(bundle: Bundle, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
+    """What is known before anything is measured, and nothing yet of what is not."""
     from mobile_export.bundle import sizes
 
     return {
@@ -174,31 +163,31 @@ def _header(bundle: Bundle, examples: Sequence[QAExample], given: argparse.Names
         "scheme": given.scheme,
         "questions": len(examples),
         "max_f1_drop": given.max_f1_drop,
-        "sensitivity": {},
         "bytes_before": sizes(bundle),
+        "points": [],
+        "selected": None,
+        "sensitivity": {},
+        "passed": False,
     }
+
+
+def _written(made: Bundle, out: Path, verified: JSON) -> JSON:
+    from mobile_export.bundle import sizes
+
+    return {"out": str(out), "bytes": sizes(made), "verification": verified | {"bundle": out.name}}
 
 
 def _point(point: Point) -> JSON:
-    return {"bytes": point.bytes, "f1": round(point.f1, 4), "f1_loss": point.loss.to_json(), "chosen": dict(point.schemes)}
+    return {"bytes": point.bytes, "f1": round(point.f1, 4), "f1_loss": point.loss.to_json(), "chosen": _chosen(point.schemes)}
 
 
-def _verified_point(made: Bundle, schemes: dict[str, str], results: JSON) -> JSON:
-    return {
-        "bytes": results["bytes"]["weights"],
-        "f1": results["f1"],
-        "f1_loss": results["agreement"]["f1_loss"],
-        "chosen": schemes or {"all matrices": made.scheme},
-    }
+def _chosen(schemes: Schemes) -> JSON:
+    return {_short(name): scheme for name, scheme in schemes.items()}
 
 
-def _embeddings(given: argparse.Namespace) -> str:
-    from mobile_export.compression import EMBEDDINGS
-
-    if given.embeddings or given.scheme not in EMBEDDINGS:
-        return ""
-    scheme, reason = EMBEDDINGS[given.scheme]
-    return f"; embeddings in {scheme}: {reason}"
+def _short(name: str) -> str:
+    """A weight's name in run files, which are kept small."""
+    return name.removesuffix("_to_fp16").removesuffix("_weight")
 
 
 def _cache(given: argparse.Namespace) -> Path:

@@ -6,7 +6,8 @@
 
 The network runs in float32 and every tensor that it computes on the way is kept.  The program runs without float16's rounding, with its weights as
 they are stored, and each of its results is looked for among those tensors by its shape, axes of size 1 aside, and its values: slice by slice, along
-every axis, within LIMIT of the slice's norm.  A row of a weight that is 2 % off, an axis or an operand in another place leave no counterpart.
+every axis, within LIMIT of the slice's norm.  It is then replaced by its counterpart, so that nothing is carried to the operations behind it.  A row of
+a weight that is 2 % off, an axis or an operand in another place leave no counterpart.
 
 Not seen: parts of constants that the window does not touch (rows of the word table, say), and what a converter splits or merges in a way that the
 network does not know; those operations are among the unconfirmed.
@@ -14,6 +15,7 @@ network does not know; those operations are among the unconfirmed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from mobile_export.interpreter import Interpreter
 from mobile_export.mlprogram import Operation, Program, Value
 
-LIMIT = 5e-3  # weights rounded to float16 are off by up to 5e-4 each; in a sum the errors mostly cancel
+LIMIT = 5e-4  # half of what a float16 number can be off by, relatively: constants are rounded once, and in sums the errors partly cancel
 LEAST = 0.03  # of the largest slice's norm: smaller ones, zeros among them, are compared with this much
 
 
@@ -51,9 +53,11 @@ def confirm(program: Program, network: nn.Module, ids: NDArray[Any]) -> Confirma
     differences: dict[str, float] = {}
     types: dict[str, str] = {}
 
-    def look_up(operation: Operation, output: Value, raw: Tensor, result: Tensor) -> None:
+    def look_up(operation: Operation, output: Value, raw: Tensor, result: Tensor) -> Tensor | None:
+        difference, counterpart = recorder.closest(result)
         types[operation.name] = operation.type
-        differences[operation.name] = max(differences.get(operation.name, 0.0), recorder.closest(result))
+        differences[operation.name] = max(differences.get(operation.name, 0.0), difference)
+        return counterpart if difference <= LIMIT else None
 
     Interpreter(program, rounding=False).observe(ids, look_up)
     confirmed = {name: difference for name, difference in differences.items() if difference <= LIMIT}
@@ -75,12 +79,15 @@ class _Recorder(TorchFunctionMode):
                 self._tensors.setdefault(tuple(values.shape), []).append((float(values.norm()), values))
         return result
 
-    def closest(self, result: Tensor) -> float:
-        """Difference of the tensor that is most like `result`; infinite where none is nearly as large."""
+    def closest(self, result: Tensor) -> tuple[float, Tensor]:
+        """(difference, values as `result`) of the tensor that is most like `result`; infinite where none is nearly as large."""
         values = result.squeeze().double()
         norm = float(values.norm())
-        candidates = self._tensors.get(tuple(values.shape), [])
-        return min((_difference(values, kept) for other, kept in candidates if abs(norm - other) <= 10 * LIMIT * other), default=float("inf"))
+        best, counterpart = math.inf, result
+        for other, kept in self._tensors.get(tuple(values.shape), []):
+            if abs(norm - other) <= 2 * LIMIT * other and (difference := _difference(values, kept)) < best:
+                best, counterpart = difference, kept.reshape(result.shape).to(result.dtype)
+        return best, counterpart
 
 
 def _difference(values: Tensor, reference: Tensor) -> float:

@@ -62,7 +62,7 @@ def export_package(checkpoint: Checkpoint, path: Path, target: Target, lengths: 
     """
     check_can_write()
     agreement = check_agreement(checkpoint.model, checkpoint.vocabulary.markers, lengths, layout=layout)
-    with tempfile.TemporaryDirectory(prefix="pocketqa-export-") as workshop:
+    with tempfile.TemporaryDirectory(prefix=".converted-", dir=path.parent) as workshop:  # on the same disk, so that moving copies nothing
         raw = Path(workshop) / "converted.mlpackage"
         _convert(checkpoint, raw, target, lengths, layout)
         lay_out(raw, path, partial(write_metadata, checkpoint=checkpoint, target=target, lengths=lengths, layout=layout))

@@ -76,7 +76,8 @@ def quantise(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str],
             attempt(replace(way, smoothing=best.smoothing), Path(scratch) / "model.onnx")
     best = min(tried, key=lambda way: tried[way])
     attempt(best, out / "model.onnx")
-    return {"products": count, **asdict(best), "tried": [asdict(way) | {"distance": round(moved, 5)} for way, moved in tried.items()]}
+    distances = [asdict(way) | {"distance": round(moved, 5)} for way, moved in tried.items()]
+    return {"products": count, **asdict(best), "distance": round(tried[best], 5), "tried": distances}
 
 
 def fold(model: ModelFolder) -> Any:
@@ -143,6 +144,8 @@ def _peaks(model: Any, sample: Sample, path: Path) -> Peaks:
 
     weights = {tensor.name for tensor in model.graph.initializer}
     names = sorted({node.input[0] for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights})
+    if not names:
+        return {}  # which `refuse_leftovers` explains
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)

@@ -47,7 +47,8 @@ NOT_CHECKED = (
     "the compilation of the package on a device, and which of its units runs an operation",
 )
 
-Observer = Callable[[Operation, Value, Tensor, Tensor], None]  # operation, its output, result before and after rounding
+Observer = Callable[[Operation, Value, Tensor, Tensor], Tensor | None]
+"""Given an operation, its output, the result before and after rounding; what it returns, if anything, is used in place of the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,9 @@ class Interpreter:
         for step in self.steps:
             results = run(step, values, widen=observer is not None or not self._rounding or not step.kernel.exact)
             for output, result in zip(step.operation.outputs, results, strict=True):
-                values[output.name] = rounded(step.operation, output, result, self._rounding)
-                if observer:
-                    observer(step.operation, output, result, values[output.name])
+                value = rounded(step.operation, output, result, self._rounding)
+                replaced = observer(step.operation, output, result, value) if observer else None
+                values[output.name] = value if replaced is None else replaced
             for name in step.last_uses:
                 del values[name]
         start, end = (values[name] for name in self._outputs)

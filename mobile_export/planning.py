@@ -108,7 +108,10 @@ def _step(operation: Operation, constants: _Constants, opset: int) -> Step:
         if kind != "Tensors" and len(group) != 1:
             raise EngineError(f"Operation {operation.name!r} of type {operation.type!r}: expected one value for {key}, found {len(group)}.")
         if kind in ("Tensor", "Tensors"):
-            bound[key] = tuple(constants.tensor(value, widen=not kernel.exact) for value in group)
+            try:
+                bound[key] = tuple(constants.tensor(value, widen=not kernel.exact) for value in group)
+            except EngineError as error:
+                raise EngineError(f"Operation {operation.name!r} of type {operation.type!r}, {key}: {error}") from None
         elif (array := constants.array(group[0])) is not None:
             fixed[key] = _plain(kind, array)
         else:
@@ -141,7 +144,7 @@ def run(step: Step, values: Mapping[str, Tensor], widen: bool) -> tuple[Tensor, 
         arguments[key] = tensors if kind == "Tensors" else tensors[0]
     try:
         results = step.kernel.function(**arguments)
-    except (RuntimeError, IndexError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         operation = step.operation
         raise EngineError(f"Operation {operation.name!r} of type {operation.type!r} cannot be computed: {error}") from error
     return (results,) if isinstance(results, Tensor) else results

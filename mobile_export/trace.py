@@ -48,7 +48,7 @@ POSITIVE = ("log", "pow", "real_div", "reduce_log_sum", "rsqrt", "sqrt")  # whic
 class Finding:
     """A difference from the trace, and the operation in which it arises.
 
-    what: "value"; "constant NAME"; "type"; "inputs"; "absent" or "new" operations.
+    what: "value"; "constant NAME"; "type"; "inputs"; "absent" or "new" operations; "program" where it cannot be run at all.
     """
 
     operation: str
@@ -105,7 +105,7 @@ def compare_trace(program: Program, trace: JSON) -> list[Finding]:
     findings += _compare_constants(program, trace["constants"])
     findings += _compare_values(program, common, trace)
     places = {name: place for place, name in enumerate(operations)}
-    return sorted(findings, key=lambda finding: places.get(finding.operation, -1))
+    return sorted(findings, key=lambda finding: places.get(finding.operation, len(places)))
 
 
 def _compare_wiring(operation: Operation, was: JSON) -> Iterator[Finding]:
@@ -129,9 +129,12 @@ def _compare_constants(program: Program, recorded: JSON) -> Iterator[Finding]:
 
 
 def _compare_values(program: Program, operations: dict[str, Operation], trace: JSON) -> Iterator[Finding]:
-    for name, digest, limits in _digests(program, np.array([trace["ids"]], np.int32)):
-        if name in operations and (problem := _difference(digest, limits, np.array(trace["operations"][name]["value"]))):
-            yield Finding(name, operations[name].type, "value", *problem)
+    try:
+        for name, digest, limits in _digests(program, np.array([trace["ids"]], np.int32)):
+            if name in operations and (problem := _difference(digest, limits, np.array(trace["operations"][name]["value"]))):
+                yield Finding(name, operations[name].type, "value", *problem)
+    except EngineError as error:  # where the wiring was changed
+        yield Finding("main", "function", "program", "one that can be run", str(error))
 
 
 def _difference(digest: NDArray[Any] | None, limits: NDArray[Any], was: NDArray[Any]) -> tuple[str, str] | None:
@@ -186,7 +189,7 @@ def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     signed, squares = values * signs, values**2
     sums, limits = [signed.sum()], [squares.sum()]
     for axis, size in enumerate(values.shape):
-        if 1 < size < values.size:
+        if size > 1:
             edges = np.linspace(0, size, min(size, SLICES), endpoint=False).astype(int)
             others = tuple(other for other in range(values.ndim) if other != axis)
             sums += np.add.reduceat(signed.sum(others), edges).tolist()

@@ -18,6 +18,7 @@ from tests.mobile_export.bundles import InProcess, bundle_of
 from tests.tiny import tiny_squad
 
 FILES = {"vocab.txt", "tokenizer.json", "golden.json", "manifest.json"}  # beside the model and what explains it
+FEED_FORWARD = {f"layers_{layer}_feed_{side}_weight_to_fp16" for layer in (0, 1) for side in ("in", "out")}
 Compress = Callable[..., tuple[int, JSON]]
 
 
@@ -97,8 +98,10 @@ def test_mixed_writes_the_smallest_within_the_budget(compress: Compress, data: s
     chosen = document["points"][document["selected"]]
     assert chosen["bytes"] == min(point["bytes"] for point in document["points"])
     made = open_bundle(tmp_path / "mixed")
-    assert made.scheme == "mixed" and made.manifest.config["compression"]["weights"] == chosen["chosen"]
-    assert set(document["sensitivity"]["words_to_fp16"]) == {"int8", "palette6", "int4", "palette4"}
+    written = made.manifest.config["compression"]["weights"]
+    assert made.scheme == "mixed" and set(written) == {"words_to_fp16", "position_table_to_fp16", *FEED_FORWARD}
+    assert chosen["chosen"]["layers_1_feed_in"] == written["layers_1_feed_in_weight_to_fp16"]
+    assert set(document["sensitivity"]["words"]) == {"int8", "palette6", "int4", "palette4"}
     run = runs.read(tmp_path / "run.json")
     assert run.results["sensitivity"] == document["sensitivity"] and run.results["max_f1_drop"] == 200
     assert main([str(word) for word in (*words, "--max-f1-drop", 200, "--out", tmp_path / "again")]) == 0  # from the logits that were kept

@@ -85,6 +85,8 @@ def test_the_operations_are_those_that_coremltools_writes(target: str, scheme: s
     ours, theirs = by_us(target, scheme, tmp_path), by_coremltools(target, scheme, tmp_path)
     assert len(compressed(ours)) == 5  # words, and two feed-forward matrices in each of two layers
     assert [form_of(operation) for operation in compressed(ours)] == [form_of(operation) for operation in compressed(theirs)]
+    if target == "ios18":  # why coremltools does not write them: it wraps the gather a second time
+        assert theirs.operation_types()["select"] > ours.operation_types()["select"]
     values, expected = weights(ours), weights(theirs)
     for mine, other in zip(compressed(ours), compressed(theirs), strict=True):
         differences = np.abs(values[mine.name].value() - expected[other.name].value())

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from mobile_export.checkpoints import open_checkpoint
 from mobile_export.export import main
 from mobile_export.interpreter import Interpreter
 from mobile_export.mlprogram import describe, open_program
+from mobile_export.vectors import read_vectors
 from pocketqa import runs
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, MissingExtra, OptionsError
-from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
+from tests.tiny import tiny_base, tiny_bert, tiny_distilbert, tiny_mobilebert, tiny_tinybert
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = {"Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"}
@@ -125,6 +127,19 @@ def test_the_neural_engine_layout_is_written_and_named(folders: dict[str, Path],
     assert (bundle.layout, program.metadata["pocketqa.layout"], program.specification) == ("ane", "ane", VERSIONS[target])
     types = program.operation_types()
     assert (types["conv"], "linear" in types) == (13, False)  # two layers of six products, and the head
+
+
+@pytest.mark.parametrize("make", [tiny_mobilebert, tiny_tinybert])
+def test_the_other_families_leave_bundles_that_reproduce_their_golden_vectors(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    main([str(make(tmp_path / "model")), "--target", "ios17", "--out", str(tmp_path / "bundle"), "--length", "64"])
+    bundle = open_bundle(tmp_path / "bundle")
+    interpreter = Interpreter(open_program(bundle.package))
+    for question in read_vectors(bundle.golden)["questions"]:
+        for window in question["windows"]:
+            ids = np.array([window["ids"] + [0] * (64 - len(window["ids"]))], np.int32)  # (1, T)
+            for name, found in zip(("start_logits", "end_logits"), interpreter.run(ids), strict=True):
+                expected = np.array(window[name])
+                assert np.abs(found[0, : len(expected)] - expected).max() < 0.02 * np.ptp(expected)  # float16
 
 
 def test_an_executorch_bundle(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

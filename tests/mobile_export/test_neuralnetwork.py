@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from mobile_export import neuralnetwork
 from mobile_export.bundle import Bundle, derive_bundle, open_bundle
 from mobile_export.interpreter import Interpreter
-from mobile_export.mlprogram import Program, open_program
+from mobile_export.mlprogram import Constant, Operation, Program, Value, open_program
 from mobile_export.neuralnetwork import program_of, write_network
 from pocketqa.errors import CorruptFolder, EngineError
 from tests.mobile_export.bundles import bundle_of
@@ -131,6 +132,18 @@ def test_every_array_of_the_network_is_a_constant_of_the_program(bundle: Bundle)
     places = {tuple(place[:2]) for place in json.loads((bundle.path / "weights.json").read_bytes())["constants"].values()}
     large = {(slot.layer, slot.field) for slot in neuralnetwork._slots(network_of(bundle)) if neuralnetwork.decode(slot).size > 1}
     assert large <= places
+
+
+def test_equal_arrays_keep_a_place_each(original: Program) -> None:
+    """Fresh biases are all zero: were both read from one layer, a change of the other would pass unseen."""
+    from coremltools.proto import NeuralNetwork_pb2
+
+    def zeros(name: str) -> Operation:
+        return Operation("const", name, {}, {"val": Constant(name, "float16", np.zeros(4, np.float16))}, (Value(name, "float16", (4,)),))
+
+    slots = [neuralnetwork.Slot(layer, "bias", 1, NeuralNetwork_pb2.WeightParams(floatValue=[0.0] * 4)) for layer in ("first", "second")]
+    places = neuralnetwork._places(replace(original, operations=(zeros("a"), zeros("b"))), slots)
+    assert {name: place.layer for name, place in places.items()} == {"a": "first", "b": "second"}
 
 
 def test_compressing_a_float16_bundle_gives_the_model_of_an_export(bundle: Bundle, tmp_path: Path) -> None:
