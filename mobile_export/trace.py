@@ -5,7 +5,7 @@
         print(finding)
 
 What the comparison is based on: the program as it was recorded.  A trace says which operation has changed since, not whether the program was right
-then; that is for the logits of the checkpoint (`golden.json`) and for `confirmation.py`.
+then; that is for the logits of the checkpoint (`golden.json`).
 
 Three things are recorded.  Of each constant, a hash of its decoded values, which are the same on every machine.  Of each operation, its type and
 what it takes.  And what it computes: each operation is run alone, on made-up floats that follow from the names of the values it takes and on the
