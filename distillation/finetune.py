@@ -296,10 +296,10 @@ def _parse(argv: list[str]) -> Job:
     parser.add_argument("--dev-limit", type=int, metavar="N", help="use a seeded sample of N development questions")
     parser.add_argument("--name", help="name in manifest and model card (default: the folder's)")
     parser.add_argument("--run-file", type=Path, metavar="PATH", help="write a run file to this folder or .json path")
-    recipes.add_flags(parser)
+    recipes.add_flags(parser, FinetuneRecipe)
     given = parser.parse_args(argv)
     sources = tuple(DataSource.parse(text) for text in given.data)
-    recipe, name = recipes.from_arguments(given), given.name or given.out.name
+    recipe, name = recipes.from_arguments(given, FinetuneRecipe), given.name or given.out.name
     return Job(given.model, sources, given.out, given.teacher, given.dev, given.dev_limit, recipe, name, given.run_file)
 
 

@@ -1,64 +1,97 @@
-"""Recipes are data: a TOML file read into a frozen dataclass, flags on top, every problem gathered and raised at once."""
+"""Recipes are data: a TOML file read into a frozen dataclass, flags on top, every problem gathered and raised at once.
+
+`Recipe` holds what the training loop needs; each verb that trains adds its own fields in a subclass.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.types import SPECIAL_TOKENS, WindowOptions
 
+PRECISIONS = ("bf16", "fp16", "fp32")
+
+T = TypeVar("T", float, int, bool, str)
+R = TypeVar("R", bound="Recipe")
+
+
+def setting(
+    default: T, words: str, *, above: float | None = None, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+) -> T:
+    """A field of a recipe: its default, one line for --help, and what it may be (above < value, least <= value <= most, or one of choices)."""
+    return cast(T, field(default=default, metadata={"words": words, "above": above, "least": least, "most": most, "choices": choices}))
+
+
+def share(default: float, words: str) -> float:
+    """A field between 0 and 1."""
+    return setting(default, words, least=0.0, most=1.0)
+
 
 @dataclass(frozen=True, slots=True)
-class FinetuneRecipe:
-    """Question-answering fine-tuning.  Defaults suit hidden size 384 on a CPU; `distillation/squad_paper.toml` holds the DistilBERT paper's.
+class Recipe:
+    """What every training has.
 
-    alpha_ce weighs the soft targets of a teacher, alpha_squad the gold answers (both 0.5 in the released DistilBERT script, as is temperature 2).
+    One optimiser step sees `accumulation` micro-batches of at most `batch_tokens` tokens each, padding included, however many processes share them.
     attention_dropout is 0 because dropout inside attention takes PyTorch off its fast attention path on a CPU.
     """
 
-    epochs: float = 2.0
-    batch_tokens: int = 6000
-    learning_rate: float = 2e-4
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    beta2: float = 0.98
-    eps: float = 1e-6
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    max_tokens: int = 384
-    doc_stride: int = 128
-    max_question_tokens: int = 64
-    negative_windows: float = 0.5
-    wrong_paragraph: float = 0.1
-    temperature: float = 2.0
-    alpha_ce: float = 0.5
-    alpha_squad: float = 0.5
-    precision: str = "bf16"
-    seed: int = 0
+    epochs: float = setting(1.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
+    batch_tokens: int = setting(6000, "tokens of a micro-batch, padding included", least=1)
+    accumulation: int = setting(1, "micro-batches of one optimiser step, over all processes", least=1)
+    learning_rate: float = setting(2e-4, "largest learning rate; linear warm-up, then linear to 0", above=0)
+    warmup: float = share(0.06, "share of all steps in which the learning rate rises")
+    weight_decay: float = setting(0.01, "on matrices, not on biases and LayerNorms", least=0)
+    clip: float = setting(1.0, "largest norm of the gradient", above=0)
+    beta1: float = share(0.9, "AdamW's first decay")
+    beta2: float = share(0.98, "AdamW's second decay")
+    eps: float = setting(1e-6, "AdamW's epsilon", above=0)
+    dropout: float = share(0.1, "on hidden states")
+    attention_dropout: float = share(0.0, "on attention probabilities; above 0 it is slow on a CPU")
+    max_tokens: int = setting(384, "longest sequence", least=8)
+    precision: str = setting("bf16", "of products; weights and optimiser stay in fp32", choices=PRECISIONS)
+    seed: int = setting(0, "of everything drawn at random", least=0)
+
+    def problems(self) -> list[str]:
+        """Sentences on everything that is wrong, empty when nothing is."""
+        found = []
+        for item in dataclasses.fields(self):
+            found += _problems_of(_flag(item.name), getattr(self, item.name), item.metadata)
+        if self.batch_tokens < self.max_tokens:
+            found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one sequence of --max-tokens ({self.max_tokens})")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneRecipe(Recipe):
+    """Question-answering fine-tuning.  Defaults suit hidden size 384 on a CPU; `presets/squad_paper.toml` holds the DistilBERT paper's.
+
+    alpha_ce weighs the soft targets of a teacher, alpha_squad the gold answers (both 0.5 in the released DistilBERT script, as is temperature 2).
+    """
+
+    epochs: float = setting(2.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
+    doc_stride: int = setting(128, "overlap of two windows of a passage, in tokens", least=0)
+    max_question_tokens: int = setting(64, "longer questions are left out", least=1)
+    negative_windows: float = share(0.5, "share of the windows without their answer that are kept")
+    wrong_paragraph: float = share(0.1, "questions put to another paragraph as well, as a share of all")
+    temperature: float = setting(2.0, "of the soft targets", above=0)
+    alpha_ce: float = setting(0.5, "weight of the soft targets of a teacher", least=0)
+    alpha_squad: float = setting(0.5, "weight of the gold answers, where there is a teacher", least=0)
 
     def windows(self) -> WindowOptions:
         """How questions and passages are cut."""
         return WindowOptions(self.max_tokens, self.doc_stride, self.max_question_tokens)
 
     def problems(self) -> list[str]:
-        """Sentences on everything that is wrong, empty when nothing is."""
-        found = []
-        for name in ("epochs", "batch_tokens", "learning_rate", "clip", "temperature"):
-            if getattr(self, name) <= 0:
-                found.append(f"{_flag(name)} must be above 0, found {getattr(self, name)}")
-        for name in ("warmup", "dropout", "attention_dropout", "negative_windows", "wrong_paragraph"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{_flag(name)} must be between 0 and 1, found {getattr(self, name)}")
-        if min(self.alpha_ce, self.alpha_squad) < 0 or self.alpha_ce + self.alpha_squad == 0:
-            found.append(f"--alpha-ce and --alpha-squad must be 0 or more and not both 0, found {self.alpha_ce} and {self.alpha_squad}")
-        if self.precision not in {"bf16", "fp32"}:
-            found.append(f"--precision must be bf16 or fp32, found {self.precision!r}")
+        """Those of every recipe, and of windows and weights."""
+        found = Recipe.problems(self)
+        if self.alpha_ce + self.alpha_squad == 0:
+            found.append("--alpha-ce and --alpha-squad must not both be 0")
         if self.max_tokens - SPECIAL_TOKENS - self.max_question_tokens <= self.doc_stride:
             found.append(
                 f"--max-tokens {self.max_tokens} leaves no step beyond --doc-stride {self.doc_stride} after questions of {self.max_question_tokens}"
@@ -67,34 +100,53 @@ class FinetuneRecipe:
             self.windows()
         except OptionsError as error:
             found.append(str(error))
-        if self.batch_tokens < self.max_tokens:
-            found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one window of --max-tokens ({self.max_tokens})")
         return found
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
     """One flag for every field, without defaults, so that only what was typed overrides the file."""
     group = parser.add_argument_group("recipe (each flag overrides the recipe file)")
     group.add_argument("--recipe", metavar="FILE", help="TOML file with any of the fields below")
-    for field in dataclasses.fields(FinetuneRecipe):
-        default = field.default
-        group.add_argument(
-            _flag(field.name), type=type(default), metavar=type(default).__name__.upper(), help=f"default {default}", dest=f"recipe_{field.name}"
-        )
+    for item in dataclasses.fields(kind):
+        words = f"{item.metadata['words']} (default {item.default})"
+        options: dict[str, Any] = {"dest": f"recipe_{item.name}", "default": None, "help": words}
+        if isinstance(item.default, bool):
+            group.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, **options)
+        else:
+            metavar = "|".join(item.metadata["choices"]) or type(item.default).__name__.upper()
+            group.add_argument(_flag(item.name), type=type(item.default), metavar=metavar, **options)
 
 
-def from_arguments(arguments: argparse.Namespace) -> FinetuneRecipe:
+def from_arguments(arguments: argparse.Namespace, kind: type[R]) -> R:
     """The recipe of a parsed command line.  Raises TrainingError with all problems at once."""
-    known = {field.name: field for field in dataclasses.fields(FinetuneRecipe)}
-    values = _read(arguments.recipe, known) if arguments.recipe else {}
-    values |= {name: given for name in known if (given := getattr(arguments, f"recipe_{name}")) is not None}
-    recipe = FinetuneRecipe(**values)
+    return resolve(
+        kind,
+        arguments.recipe,
+        {item.name: given for item in dataclasses.fields(kind) if (given := getattr(arguments, f"recipe_{item.name}")) is not None},
+    )
+
+
+def resolve(kind: type[R], path: str | None, overrides: dict[str, Any]) -> R:
+    """The recipe of a TOML file (None: the defaults) with some fields replaced.  Raises TrainingError with all problems at once."""
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    recipe = kind(**((_read(path, known) if path else {}) | overrides))
     if found := recipe.problems():
         raise TrainingError("The recipe cannot be run: " + "; ".join(found) + ".")
     return recipe
 
 
+def recipe_file(name: str) -> str:
+    """Path of a recipe that comes with the package, by its name without .toml."""
+    folder = Path(__file__).with_name("presets")
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise TrainingError(f"Expected one of the recipes {', '.join(sorted(file.stem for file in folder.glob('*.toml')))}, found {name!r}.")
+    return str(path)
+
+
 def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    if not Path(path).exists() and "/" not in path and not path.endswith(".toml"):
+        path = recipe_file(path)
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -104,13 +156,26 @@ def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
     for name, value in table.items():
         if name in known:
             wanted = type(known[name].default)
-            if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+            if isinstance(value, bool) is not (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
                 problems.append(f"{name} must be {wanted.__name__}, found {value!r}")
             else:
                 values[name] = wanted(value)
     if problems:
         raise TrainingError(f"{path}: {'; '.join(problems)}. Fields: {', '.join(known)}.")
     return values
+
+
+def _problems_of(flag: str, value: Any, bounds: Any) -> list[str]:
+    above, least, most, choices = bounds["above"], bounds["least"], bounds["most"], bounds["choices"]
+    if choices and value not in choices:
+        return [f"{flag} must be {' or '.join(choices)}, found {value!r}"]
+    if least == 0.0 and most == 1.0 and not 0 <= value <= 1:
+        return [f"{flag} must be between 0 and 1, found {value}"]
+    if above is not None and not value > above:
+        return [f"{flag} must be above {above:g}, found {value}"]
+    if least is not None and not value >= least:
+        return [f"{flag} must be at least {least:g}, found {value}"]
+    return []
 
 
 def _flag(name: str) -> str:

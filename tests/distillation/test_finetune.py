@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from distillation import finetune, grow, recipes, student
+from distillation.recipes import FinetuneRecipe
 from pocketqa import runs
 from pocketqa.errors import TrainingError
 from pocketqa.folders import ModelFolder
@@ -150,20 +151,20 @@ def test_recipes_from_file_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("epochs = 3\nlearning_rate = 5e-5\n")
     parser = argparse.ArgumentParser()
-    recipes.add_flags(parser)
-    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]))
+    recipes.add_flags(parser, FinetuneRecipe)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]), FinetuneRecipe)
     assert (recipe.epochs, recipe.learning_rate, recipe.temperature) == (4.0, 5e-5, 2.0)
-    with pytest.raises(TrainingError, match=r"--epochs must be above 0.*--precision must be bf16 or fp32"):
-        recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]))
+    with pytest.raises(TrainingError, match=r"--epochs must be above 0.*--precision must be bf16 or fp16 or fp32"):
+        recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]), FinetuneRecipe)
     file.write_text("epoch = 3\nwarmup = 'no'\n")
     with pytest.raises(TrainingError, match=r"unknown field 'epoch'; warmup must be float, found 'no'"):
-        recipes.from_arguments(parser.parse_args(["--recipe", str(file)]))
+        recipes.from_arguments(parser.parse_args(["--recipe", str(file)]), FinetuneRecipe)
 
 
 def test_the_recipe_file_of_the_paper_reads() -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
-    recipes.add_flags(parser)
-    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(Path(recipes.__file__).with_name("squad_paper.toml"))]))
+    recipes.add_flags(parser, FinetuneRecipe)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", "squad_paper"]), FinetuneRecipe)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_tokens // recipe.max_tokens) == (3.0, 5e-5, 8)
