@@ -16,21 +16,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mobile_export.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
-from mobile_export.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here
-from mobile_export.latency import race_results, read_latency
-from mobile_export.latency_text import race_lines, size_lines, threads_text
-from mobile_export.machine_load import load_average
-from mobile_export.single_stream import race
-from mobile_export.sizes import sizes_of
-from mobile_export.workloads import LONGEST_WINDOW, Workload, fixed_workload, squad_workload, stsb_workload
+from mobile_export.timing.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
+from mobile_export.timing.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here
+from mobile_export.timing.latency import race_results, read_latency
+from mobile_export.timing.latency_text import race_lines, size_lines, threads_text
+from mobile_export.timing.machine_load import load_average
+from mobile_export.timing.single_stream import race
+from mobile_export.timing.sizes import sizes_of
+from mobile_export.timing.workloads import LONGEST_WINDOW, Workload, fixed_workload, squad_workload, stsb_workload
 from pocketqa import runs
 from pocketqa.features import Tokenizer
 from pocketqa.runtimes import ENGINES
 from pocketqa.types import JSON
 
 if TYPE_CHECKING:
-    from mobile_export.single_stream import Race
+    from mobile_export.timing.single_stream import Race
 
 NO_PHONE = "phones: this is the CPU of a server or desktop machine"
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if arguments.check:
         return _check_file(arguments.check, arguments.json)
     if arguments.preset == "paper":
-        from mobile_export.paper import run
+        from mobile_export.timing.paper import run
 
         return run(arguments, argv)
     if arguments.preset == "zoo":
@@ -77,7 +77,7 @@ def _race(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _zoo(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    from mobile_export import zoo
+    from mobile_export.timing import zoo
 
     visit = zoo.run(
         rules_of(arguments),

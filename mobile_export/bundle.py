@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_export.archive import model_files, zipped_bytes
-from mobile_export.howto import write_howto
+from mobile_export.formats.howto import write_howto
 from mobile_export.targets import EXECUTORCH, Target, check_layout, check_scheme, find_target
+from mobile_export.timing.archive import model_files, zipped_bytes
 from mobile_export.tools import import_coremltools
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, OptionsError
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, sha256_file, write_manifest
@@ -65,7 +65,7 @@ class Bundle:
 
     @property
     def golden(self) -> Path:
-        """Golden vectors (`mobile_export.vectors`)."""
+        """Golden vectors (`mobile_export.formats.vectors`)."""
         return self.path / GOLDEN
 
     @property
@@ -279,8 +279,8 @@ def _write_trace(bundle: Bundle) -> None:
     """What each operation of an ML program computes, so that `pocketqa verify` can name one that was changed."""
     if bundle.format == EXECUTORCH.format:
         return
-    from mobile_export.artefact import program_of
-    from mobile_export.trace import record_trace, trace_window
+    from mobile_export.interpreter.trace import record_trace, trace_window
+    from mobile_export.verification.artefact import program_of
 
     program = program_of(bundle)
     trace = record_trace(program, trace_window(program))

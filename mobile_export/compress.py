@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobile_export.compress_text import summary
-from mobile_export.quantisation import SPARSITY
+from mobile_export.compression.compress_text import summary
+from mobile_export.compression.quantisation import SPARSITY
 from mobile_export.targets import MIXED, NETWORK, PROGRAM, SCHEMES, TARGETS, check_scheme
 from pocketqa import runs, squad
 from pocketqa.errors import OptionsError
@@ -25,7 +25,7 @@ from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
 
 if TYPE_CHECKING:
     from mobile_export.bundle import Bundle
-    from mobile_export.pareto import Point, Schemes
+    from mobile_export.compression.pareto import Point, Schemes
     from pocketqa.evaluation import Measured
 
 BEYOND = 1  # exit status: the loss is not shown to be within the budget, or the written bundle is not sound
@@ -79,8 +79,8 @@ def main(argv: list[str]) -> int:
 
 def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
     """One scheme for all, and what `verify` says of the result beside the float16 bundle."""
-    from mobile_export.isolated import IsolatedRuntime
-    from mobile_export.verification import measure_bundle, verify_bundle
+    from mobile_export.verification.isolated import IsolatedRuntime
+    from mobile_export.verification.verification import measure_bundle, verify_bundle
 
     made, schemes = _write(bundle, out, given)
 
@@ -108,12 +108,12 @@ def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: a
 def _write(bundle: Bundle, out: Path, given: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
     """The bundle in one scheme, and the scheme of each weight, which the older neuralnetwork type does not let choose."""
     from mobile_export.bundle import derive_bundle
-    from mobile_export.compression import EMBEDDINGS, compress_bundle, plan, table
-    from mobile_export.mlprogram import open_program
+    from mobile_export.compression.compression import EMBEDDINGS, compress_bundle, plan, table
+    from mobile_export.interpreter.mlprogram import open_program
 
     title = f"{bundle.name} to {given.scheme} for {bundle.target.name}"
     if check_scheme(bundle.target, given.scheme) == NETWORK:
-        from mobile_export.neuralnetwork import write_network
+        from mobile_export.formats.neuralnetwork import write_network
 
         _progress(f"{title}: all matrices in 8 bits, in the older neuralnetwork type")
         package = bundle.package
@@ -128,10 +128,10 @@ def _write(bundle: Bundle, out: Path, given: argparse.Namespace) -> tuple[Bundle
 
 def _search(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
     """A scheme for each weight within the budget, and what `verify` says of the result."""
-    from mobile_export.compression import compress_bundle, parts_of, table
-    from mobile_export.mixed import SearchOptions, search
-    from mobile_export.mlprogram import open_program
-    from mobile_export.verification import verify_bundle
+    from mobile_export.compression.compression import compress_bundle, parts_of, table
+    from mobile_export.compression.mixed import SearchOptions, search
+    from mobile_export.interpreter.mlprogram import open_program
+    from mobile_export.verification.verification import verify_bundle
 
     options = SearchOptions(given.max_f1_drop, given.sample, given.points, _cache(given), given.seed, given.threads)
     outcome = search(bundle, examples, options, _progress)

@@ -35,7 +35,7 @@ from pocketqa.errors import OptionsError
 from pocketqa.types import JSON, MAX_WINDOW_TOKENS
 
 if TYPE_CHECKING:
-    from mobile_export.checkpoints import Checkpoint
+    from mobile_export.checkpoint.checkpoints import Checkpoint
     from mobile_export.targets import Form, Target
 
 PACKAGES = (".mlpackage", ".mlmodel", ".pte")
@@ -76,8 +76,8 @@ def main(argv: list[str]) -> int:
         from mobile_export.tools import check_can_write
 
         check_can_write()
-    from mobile_export.checkpoints import open_checkpoint
-    from mobile_export.exporting import export_bundle
+    from mobile_export.checkpoint.checkpoints import open_checkpoint
+    from mobile_export.formats.exporting import export_bundle
 
     began = time.perf_counter()
     checkpoint = open_checkpoint(arguments.checkpoint)

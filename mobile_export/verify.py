@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobile_export.artefact import ENGINES, UNITS
-from mobile_export.comparison import GATES
 from mobile_export.targets import DEFAULT_LAYOUT
-from mobile_export.verify_text import block, overview
+from mobile_export.verification.artefact import ENGINES, UNITS
+from mobile_export.verification.comparison import GATES
+from mobile_export.verification.verify_text import block, overview
 from pocketqa import runs, squad
 from pocketqa.errors import OptionsError, VocabularyMismatch
 from pocketqa.runtimes.cached import default_folder
@@ -56,9 +56,9 @@ def main(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     _check(given)
 
-    from mobile_export.artefact import engine_for
     from mobile_export.bundle import open_bundle
-    from mobile_export.verification import verify_bundle
+    from mobile_export.verification.artefact import engine_for
+    from mobile_export.verification.verification import verify_bundle
 
     bundles = [open_bundle(path) for path in given.bundles]
     for bundle in bundles:
@@ -121,7 +121,7 @@ class Reference:
 
     def __call__(self, window: WindowOptions) -> Measured:
         """Its answers with these windows."""
-        from mobile_export.verification import measure_with
+        from mobile_export.verification.verification import measure_with
 
         if window not in self._measured:
             identity = (self._reader.model_hash,)

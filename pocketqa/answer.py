@@ -94,7 +94,7 @@ def find_model(given: Path | None) -> Path:
         found = "a file" if folder.exists() else "nothing"
         raise IncompleteFolder(
             f"Expected a model folder at {folder}, found {found}. The repository carries models/student and models/teacher: run from a "
-            "checkout or name one with --model DIR. To make one from any BERT or DistilBERT question-answering checkpoint: "
+            "checkout or name one with --model DIR. To make one from any BERT, DistilBERT or MobileBERT question-answering checkpoint: "
             "pocketqa package CHECKPOINT --out DIR"
         )
     return folder

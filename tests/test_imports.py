@@ -194,7 +194,7 @@ def test_the_rules_catch(path: str, source: str, says: str) -> None:
         ("loadtest/baseline_naive.py", "import torch, transformers, fastapi"),
         ("pocketqa/runtimes/pytorch.py", "import torch"),
         ("pocketqa/runtimes/__init__.py", "from .base import Runtime\nfrom . import onnx"),
-        ("mobile_export/coreml.py", "import coremltools"),
+        ("mobile_export/formats/coreml.py", "import coremltools"),
         ("distillation/x.py", "import numpy as np\nnp.load('x', allow_pickle=False)"),
     ],
 )

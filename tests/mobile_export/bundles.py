@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mobile_export.artefact import Artefact
 from mobile_export.export import main
+from mobile_export.verification.artefact import Artefact
 from pocketqa.folders import file_hashes
 from tests.packaged import model_folder, workspace
 
@@ -63,7 +63,7 @@ def edit_program(bundle: Path, change: Callable[[Any], None]) -> Path:
 
 def edit_weight(bundle: Path, name: str, change: Callable[[Any], None]) -> Path:
     """Change the float16 values of a named constant in place."""
-    from mobile_export.mlprogram import open_program
+    from mobile_export.interpreter.mlprogram import open_program
 
     constant = open_program(package_of(bundle)).named_constants()[name]
     assert constant.blob is not None and constant.dtype == "float16"

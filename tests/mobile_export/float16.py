@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mobile_export.checkpoints import Checkpoint
-from mobile_export.coreml import export_package
-from mobile_export.interpreter import Interpreter
-from mobile_export.mlprogram import Program, open_program
+from mobile_export.checkpoint.checkpoints import Checkpoint
+from mobile_export.formats.coreml import export_package
+from mobile_export.interpreter.interpreter import Interpreter
+from mobile_export.interpreter.mlprogram import Program, open_program
 from mobile_export.targets import find_target
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from mobile_export import benchmark
 from mobile_export.benchmark import main
-from mobile_export.benchmark_options import split_workloads
-from mobile_export.contestants import model_contestant
-from mobile_export.latency import latency_problems, race_results
-from mobile_export.latency_text import race_lines
-from mobile_export.single_stream import Rules, race
-from mobile_export.sizes import by_precision, deflated, sizes_of
-from mobile_export.workloads import squad_workload
+from mobile_export.timing.benchmark_options import split_workloads
+from mobile_export.timing.contestants import model_contestant
+from mobile_export.timing.latency import latency_problems, race_results
+from mobile_export.timing.latency_text import race_lines
+from mobile_export.timing.single_stream import Rules, race
+from mobile_export.timing.sizes import by_precision, deflated, sizes_of
+from mobile_export.timing.workloads import squad_workload
 from pocketqa import runs
 from pocketqa.errors import DataError, EngineError, IncompleteFolder, OptionsError
 from tests.packaged import checkpoint, model_folder, workspace
@@ -143,8 +143,8 @@ def test_a_median_that_never_settled_is_said(written: runs.RunFile) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_bundle_races_in_its_own_engine_and_core_ml_gives_its_sizes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from mobile_export.checkpoints import open_checkpoint
-    from mobile_export.exporting import export_bundle
+    from mobile_export.checkpoint.checkpoints import open_checkpoint
+    from mobile_export.formats.exporting import export_bundle
     from mobile_export.targets import find_target
 
     for target, scheme in (("executorch", "int8"), ("ios16", "fp16")):
@@ -248,7 +248,7 @@ def test_what_cannot_be_measured_is_refused(argv: list[str], error: type[Excepti
 
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobile_export.contestants.available_engines", lambda: ("onnxruntime",))
+    monkeypatch.setattr("mobile_export.timing.contestants.available_engines", lambda: ("onnxruntime",))
     with pytest.raises(EngineError, match="openvino is not installed"):
         main([models()[1], "--engines", "openvino"])
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from mobile_export import howto
 from mobile_export.bundle import Bundle, derive_bundle, open_bundle, package_name, sizes
-from mobile_export.checkpoints import open_checkpoint
-from mobile_export.coreml import lay_out
-from mobile_export.metadata import carried_metadata
-from mobile_export.mlprogram import open_program
+from mobile_export.checkpoint.checkpoints import open_checkpoint
+from mobile_export.formats import howto
+from mobile_export.formats.coreml import lay_out
+from mobile_export.formats.metadata import carried_metadata
+from mobile_export.formats.vectors import AWKWARD_TEXTS, golden_vectors, read_vectors
+from mobile_export.interpreter.mlprogram import open_program
 from mobile_export.targets import TARGETS
-from mobile_export.vectors import AWKWARD_TEXTS, golden_vectors, read_vectors
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.types import NoAnswer, WindowOptions

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mobile_export import isolated, mixed, verification
 from mobile_export.bundle import open_bundle
 from mobile_export.compress import main
+from mobile_export.compression import mixed
+from mobile_export.verification import isolated, verification
 from pocketqa import runs
 from pocketqa.errors import FolderError, OptionsError
 from pocketqa.types import JSON

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from mobile_export.bundle import open_bundle, sizes
-from mobile_export.checkpoints import open_checkpoint
+from mobile_export.checkpoint.checkpoints import open_checkpoint
 from mobile_export.export import main
-from mobile_export.interpreter import Interpreter
-from mobile_export.mlprogram import describe, open_program
-from mobile_export.vectors import read_vectors
+from mobile_export.formats.vectors import read_vectors
+from mobile_export.interpreter.interpreter import Interpreter
+from mobile_export.interpreter.mlprogram import describe, open_program
 from pocketqa import runs
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, MissingExtra, OptionsError
 from tests.tiny import tiny_base, tiny_bert, tiny_distilbert, tiny_mobilebert, tiny_tinybert

@@ -14,11 +14,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizerFast
 
-from mobile_export import graph as graphs
-from mobile_export.graph import export_graph, relink
+from mobile_export.checkpoint.sources import load_model, locate, read_config
+from mobile_export.checkpoint.tokenizer_files import write_tokenizer
+from mobile_export.formats import graph as graphs
+from mobile_export.formats.graph import export_graph, relink
 from mobile_export.package import main, package
-from mobile_export.sources import load_model, locate, read_config
-from mobile_export.tokenizer_files import write_tokenizer
 from pocketqa import Reader
 from pocketqa.__main__ import main as pocketqa
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, PocketQAError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobile_export import verification
+from mobile_export.verification import verification
 from mobile_export.verify import main
 from pocketqa import evaluation, runs
 from pocketqa.errors import CorruptFolder, EngineError, IncompleteFolder, OptionsError

@@ -1,0 +1,1 @@
+"""Weights in fewer bits, within a loss of F1."""

@@ -1,0 +1,1 @@
+"""A saved Core ML program, read and executed without Core ML."""

@@ -1,0 +1,1 @@
+"""Bytes and latency, one question at a time."""

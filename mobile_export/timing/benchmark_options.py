@@ -1,0 +1,151 @@
+"""The options of `pocketqa benchmark`, checked before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mobile_export.timing.contestants import ENGINE_NAMES
+from mobile_export.timing.single_stream import MODES, Rules
+from pocketqa.errors import OptionsError
+from pocketqa.runtimes import usable_cores
+
+DEFAULT_ENGINE = "onnxruntime"
+WORKLOADS = ("squad", "fixed", "stsb")
+PRESETS = ("paper", "zoo")
+EPILOG = """\
+modes (queries and seconds of each contestant; MLPerf Mobile's single-stream rules, 90th percentile of latency; 600 s at most):
+{modes}
+
+workloads:
+  squad     questions of --data (default: the project's samples) in the lengths they have, windows of at most 384 tokens
+  fixed     windows of real text that hold exactly so many tokens (--lengths)
+  stsb DIR  every sentence pair of DIR/dev.tsv (GLUE STS-B) once, unpadded, beside the paper's 668 s and 410 s
+
+Every contestant has a process of its own, pinned to as many cores as it has threads; each query goes to all of them, in an order drawn anew,
+while the others sleep.  Times are taken inside the process.  "Cold" is a fresh process after its files were dropped from the page cache,
+"warm" the next fresh process.  --engines is for model folders; a bundle runs in the engine of its format, and a .mlpackage or .mlmodel on a
+Mac only: elsewhere its sizes are reported.
+
+a phone's run file: kind "latency", as this command writes it, with
+  results.device      {{"name", "os", "compute_unit": cpu|gpu|ne|all, "thermal_state": nominal|fair|serious|critical, "kind": "phone"}}
+  results.mode, .rules {{"queries", "seconds", "valid"}}, .timings {{label: summary in ms}}, .stages {{label: {{"forward": summary, ...}}}}
+  results.load_seconds, .first_run_seconds {{label: {{"cold", "warm"}}}}, .bytes {{label: {{"package", ...}}}}
+--check FILE reads one and lists what is missing.
+"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, with models that followed `--workload` put back among the models.  Raises OptionsError."""
+    arguments = _parser().parse_args(argv)
+    arguments.workload, arguments.stsb, more = split_workloads(arguments.workload)
+    arguments.models += more
+    problems = []
+    if not arguments.models and not arguments.preset and not arguments.check:
+        problems.append("expected a model folder or a bundle, found none; name one, or take --preset paper")
+    if arguments.models and arguments.preset == "paper":
+        problems.append("--preset paper has two models, which --teacher and --student name; expected no others")
+    if "stsb" in arguments.workload and arguments.data:
+        problems.append("--data is a SQuAD-format file for the workloads squad and fixed; the folder of STS-B follows the word stsb")
+    if problems:
+        raise OptionsError("; ".join(problems))
+    return arguments
+
+
+def split_workloads(words: Sequence[str]) -> tuple[tuple[str, ...], Path | None, list[str]]:
+    """(workloads, folder of STS-B, models) of the words that followed --workload.  Raises OptionsError."""
+    names: list[str] = []
+    folder, models, rest = None, [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in WORKLOADS:
+            names.append(word)
+            if word == "stsb":
+                if not rest:
+                    raise OptionsError("Expected the folder of GLUE's STS-B after --workload stsb, found nothing. It holds dev.tsv.")
+                folder = Path(rest.pop(0))
+        elif not names:
+            raise OptionsError(f"Expected a workload out of {', '.join(WORKLOADS)} after --workload, found {word!r}.")
+        else:
+            models.append(word)
+    return tuple(dict.fromkeys(names)) or ("squad", "fixed"), folder, models
+
+
+def rules_of(arguments: argparse.Namespace) -> Rules:
+    """The rules of the mode; with minimums of one's own the mode says so."""
+    rules = MODES[arguments.mode]
+    if arguments.queries is None and arguments.seconds is None:
+        return rules
+    queries = rules.queries if arguments.queries is None else arguments.queries
+    seconds = rules.seconds if arguments.seconds is None else arguments.seconds
+    if queries < 1 or not 0 <= seconds <= rules.max_seconds:
+        raise OptionsError(f"--queries must be at least 1 and --seconds between 0 and {rules.max_seconds:.0f}, found {queries} and {seconds}.")
+    return replace(rules, mode=f"{rules.mode} with minimums of its own", queries=queries, seconds=seconds)
+
+
+def thread_counts(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """--threads, by default 1 and 2 as far as there are cores.  Raises OptionsError."""
+    cores = usable_cores()
+    if arguments.threads is None:
+        return tuple(count for count in (1, 2) if count <= cores)
+    counts = numbers("--threads", arguments.threads)
+    if max(counts) > cores:
+        raise OptionsError(f"--threads {max(counts)} is more than the {cores} cores that may be used here; threads would wait for one another.")
+    return counts
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """ "1,2" -> (1, 2).  Raises OptionsError."""
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise OptionsError(f"Expected {option} to be whole numbers above 0 separated by commas, such as 1,2; found {text!r}.")
+    return found
+
+
+def check_run_file(path: str | None, count: int) -> None:
+    """Raises OptionsError where several run files would go to one name."""
+    if path and path.endswith(".json") and count > 1:
+        raise OptionsError(f"Expected --run-file to be a folder, since there are {count} races with one run file each; found {path}.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    modes = "\n".join(f"  {name:6} at least {rules.queries} queries and {rules.seconds:.0f} s" for name, rules in MODES.items())
+    parser = argparse.ArgumentParser(
+        prog="pocketqa benchmark",
+        description="Bytes and latency of model folders and bundles, one question at a time.",
+        epilog=EPILOG.format(modes=modes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="*",
+        metavar="MODEL_OR_BUNDLE",
+        help="folders made by `pocketqa package`, `export` or `compress`; with --preset zoo, names of its models",
+    )
+    add("--preset", choices=PRESETS, help="the DistilBERT paper's phone experiment, audited; or small BERTs beside their published figures")
+    add("--mode", choices=tuple(MODES), default="quick", help="rules of the run (default: %(default)s; only full is fit to publish)")
+    add(
+        "--engines", default="onnxruntime", metavar="E,E", help=f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16, onnxruntime:int8"
+    )
+    add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
+    add("--workload", nargs="+", default=[], metavar="W", help="out of squad, fixed, stsb DIR (default: squad fixed)")
+    add("--lengths", default="128,384", metavar="N,N", help="of the workload fixed, in tokens (default: %(default)s)")
+    add("--data", metavar="FILE", help="SQuAD-format file for squad and fixed (default: the project's own samples)")
+    add("--seed", type=int, default=0, help="of the order of queries and contestants (default: %(default)s)")
+    add("--queries", type=int, metavar="N", help="another minimum than the mode's; the result says so")
+    add("--seconds", type=float, metavar="S", help="another minimum than the mode's; the result says so")
+    add("--run-file", metavar="PATH", help="write run files to this folder, or a single one to this .json path")
+    add("--check", metavar="FILE", help="read a run file of a phone or server and say what is missing in it")
+    add("--json", action="store_true", help="print one JSON document instead of tables (progress goes to standard error)")
+    paper = parser.add_argument_group("preset paper")
+    paper.add_argument("--teacher", metavar="DIR", help="BERT-base fine-tuned on SQuAD: a model folder (default: from configuration)")
+    paper.add_argument("--student", metavar="DIR", help="DistilBERT fine-tuned on SQuAD: a model folder (default: from configuration)")
+    paper.add_argument("--packages", nargs="+", default=[], metavar="BUNDLE", help="bundles of that student, for the sizes of real packages")
+    paper.add_argument("--phone", metavar="FILE", help="a phone's run file, to stand beside the paper's")
+    return parser

@@ -1,0 +1,1 @@
+"""Does a saved package answer as its model does?"""
