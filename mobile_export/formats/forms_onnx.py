@@ -13,7 +13,7 @@ Three things stand between the graph of a model folder and ONNX Runtime's own qu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 SMALLEST = 1e-5  # of a channel's largest value: one that is zero on the whole sample is left as it is
 SIGNED, UNSIGNED = "QInt8", "QUInt8"  # ONNX Runtime has the faster kernels for signed weights
-WORTH_IT = 2.0  # how many times closer the logits must be with unsigned weights
 
 Peaks = Mapping[str, Floats]  # name of an input -> largest |x| of each channel (C,)
 
@@ -59,8 +58,8 @@ SMOOTHINGS = (None, 0.5, 0.8, 0.9)
 WAYS = tuple(Way(None, weights, per_channel, reduced) for weights in (SIGNED, UNSIGNED) for per_channel in (True, False) for reduced in (False, True))
 
 
-def quantise(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str], None]) -> JSON:
-    """Write `out`/model.onnx, quantised in the way that moves the logits of the sample least; returns what was tried and chosen.
+def quantised(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str], None]) -> Iterator[JSON]:
+    """Write `out`/model.onnx and say what was tried and chosen; once more for each call of next, in the order of `candidates`.
 
     Raises EngineError where a product was left out.
     """
@@ -78,20 +77,19 @@ def quantise(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str],
 
         for smoothing in SMOOTHINGS:
             attempt(Way(smoothing), Path(scratch) / "model.onnx")
-        smoothing = choose(tried).smoothing
+        smoothing = candidates(tried)[0].smoothing
         for way in WAYS[1:]:
             attempt(replace(way, smoothing=smoothing), Path(scratch) / "model.onnx")
-    best = choose(tried)
-    attempt(best, out / "model.onnx")
     distances = [asdict(way) | {"distance": round(moved, 5)} for way, moved in tried.items()]
-    return {"products": count, **asdict(best), "distance": round(tried[best], 5), "tried": distances}
+    for best in candidates(tried):
+        attempt(best, out / "model.onnx")
+        yield {"products": count, **asdict(best), "distance": round(tried[best], 5), "tried": distances}
 
 
-def choose(tried: Mapping[Way, float]) -> Way:
-    """The way that moves the logits least; one with unsigned weights only where it is worth its slower kernels."""
-    best = min(tried, key=lambda way: tried[way])
-    signed = min((way for way in tried if way.weights == SIGNED), key=lambda way: tried[way], default=best)
-    return best if tried[signed] > WORTH_IT * tried[best] else signed
+def candidates(tried: Mapping[Way, float]) -> list[Way]:
+    """The way that moves the logits least with signed weights, which have the faster kernels, then that with unsigned ones where it is nearer."""
+    nearest = [min(ways, key=lambda way: tried[way]) for kind in (SIGNED, UNSIGNED) if (ways := [way for way in tried if way.weights == kind])]
+    return [way for way in nearest if tried[way] <= tried[nearest[0]]]
 
 
 def fold(model: ModelFolder) -> Any:

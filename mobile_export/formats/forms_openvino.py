@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ SMOOTHINGS = (0.7, 0.85, 0.95)  # the a of `forms_onnx`
 INTEGERS = {"i8", "u8"}
 
 
-def quantise(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str], None]) -> JSON:
-    """Write `out`/model.xml and model.bin with the smoothing that moves the logits of the sample least; returns what was tried and chosen.
+def quantised(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str], None]) -> Iterator[JSON]:
+    """Write `out`/model.xml and model.bin and say what was tried and chosen; once for each smoothing, the one nearest to the logits first.
 
     Raises EngineError where a product was left out.
     """
@@ -50,11 +50,12 @@ def quantise(model: ModelFolder, sample: Sample, out: Path, say: Callable[[str],
 
         for smoothing in SMOOTHINGS:
             attempt(smoothing, Path(scratch) / f"{smoothing}.xml")  # a file each: OpenVINO may still map those before
-        best = min(tried, key=lambda smoothing: tried[smoothing])
-        for suffix in (".xml", ".bin"):
-            shutil.copyfile(Path(scratch) / f"{best}{suffix}", out / f"model{suffix}")
-    distances = [{"smoothing": smoothing, "distance": round(moved, 5)} for smoothing, moved in tried.items()]
-    return {"products": len(weighted), "smoothing": best, "distance": round(tried[best], 5), "tried": distances}
+        distances = [{"smoothing": smoothing, "distance": round(moved, 5)} for smoothing, moved in tried.items()]
+        for smoothing, moved in sorted(tried.items(), key=lambda item: item[1]):
+            for suffix in (".xml", ".bin"):
+                (out / f"model{suffix}").unlink(missing_ok=True)  # OpenVINO may still map the file before
+                shutil.copyfile(Path(scratch) / f"{smoothing}{suffix}", out / f"model{suffix}")
+            yield {"products": len(weighted), "smoothing": smoothing, "distance": round(moved, 5), "tried": distances}
 
 
 def _write(graph: Any, sample: Sample, attention: Sequence[str], smoothing: float, path: Path) -> None:

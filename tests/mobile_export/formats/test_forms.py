@@ -14,7 +14,7 @@ import pytest
 
 from mobile_export.formats import forms_onnx, forms_openvino
 from mobile_export.formats.forms import Sample, make_form
-from mobile_export.formats.forms_onnx import UNSIGNED, Way, choose
+from mobile_export.formats.forms_onnx import UNSIGNED, Way, candidates
 from mobile_export.package import package
 from pocketqa import Reader, metrics, squad
 from pocketqa.__main__ import main as pocketqa
@@ -167,12 +167,12 @@ def test_the_scale_of_smoothing_by_hand():
     np.testing.assert_allclose(scale, [4 / 2, 1 / 0.5, 1])
 
 
-def test_unsigned_weights_are_taken_only_where_they_are_much_closer():
+def test_unsigned_weights_come_second_and_only_where_they_are_closer():
     signed, reduced = Way(0.8), Way(0.8, reduced=True)
     unsigned = Way(0.8, UNSIGNED)
-    assert choose({signed: 0.10, reduced: 0.09, unsigned: 0.05}) == reduced
-    assert choose({signed: 0.11, reduced: 0.30, unsigned: 0.05}) == unsigned
-    assert choose({unsigned: 0.5}) == unsigned
+    assert candidates({signed: 0.10, reduced: 0.09, unsigned: 0.05}) == [reduced, unsigned]
+    assert candidates({signed: 0.04, reduced: 0.30, unsigned: 0.05}) == [signed]
+    assert candidates({unsigned: 0.5}) == [unsigned]
 
 
 def test_the_same_bytes_each_time(tmp_path, quick):
