@@ -3,6 +3,7 @@
     pocketqa evaluate models/student --data dev-v1.1.json
     pocketqa evaluate models/student --data dev-v1.1.json --engine onnxruntime --run-file runs
     pocketqa evaluate --predictions predictions.json --data dev-v1.1.json --json
+    pocketqa evaluate CHECKPOINT --task sst2 --data DIR          classification, with its own metrics: see `pocketqa evaluate --task sst2 --help`
 
 MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoint (PyTorch).  A predictions file maps question ids to texts.
 --limit N takes a seeded sample over all articles and says so in the output.
@@ -28,6 +29,10 @@ from pocketqa.types import JSON, QAExample, Scores, SpanOptions, WindowOptions
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa evaluate`."""
+    if any(word == "--task" or word.startswith("--task=") for word in argv):
+        from distillation.glue import task_evaluate
+
+        return task_evaluate.main(argv)
     given = _parser().parse_args(argv)
     if (given.model is None) == (given.predictions is None):
         raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
@@ -69,7 +74,7 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
     Each question is asked of its own paragraph and, as an unanswerable one, of another paragraph of its article; the threshold maximises the
     mean F1 over both (the "best F1 threshold" of evaluate-v2.0).  AUROC: how often a wrong paragraph has the larger margin.
     """
-    from distillation.data import wrong_paragraphs
+    from distillation.questions.data import wrong_paragraphs
 
     examples = [example for example in squad.load(dev, limit, seed) if example.answers]
     window_options = evaluation_windows()

@@ -1,10 +1,11 @@
 """Start a student from some layers of a teacher: a DistilBERT, without token types and without a pooler.
 
     pocketqa student TEACHER --layers 6 --out runs-local/student-start
-    pocketqa student bert-base-uncased --teacher-layers 0 2 4 7 9 11 --out runs-local/student-start       # the choice of the released DistilBERT
+    pocketqa student bert-base-uncased --teacher-layers 0 2 4 6 8 10 --out runs-local/student-start
 
-Every other teacher layer is taken for 12 -> 6.  Token-type row 0 is added to the positions, so that a student with all layers computes what
-the teacher does on segment 0; --drop-token-types leaves it out, as the released DistilBERT did.
+Layers are spread evenly from the first to the last, 0 2 4 7 9 11 for 12 -> 6, as in the released DistilBERT; of a teacher that was grown in
+blocks, as its manifest tells, those of its base are taken.  Token-type row 0 is added to the positions, so that a student with all layers computes
+what the teacher does on segment 0; --drop-token-types leaves it out, as the released DistilBERT did.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 import torch
 from transformers import BertForQuestionAnswering
 
-from distillation import modeling
-from distillation.checkpoints import save_start
+from distillation.models import modeling
+from distillation.models.students import choose_layers
+from distillation.pretrain import grown_from
+from distillation.training.checkpoints import save_start
 from pocketqa.errors import TrainingError
 
 
@@ -35,9 +38,13 @@ def main(argv: list[str]) -> int:
     teacher = modeling.load_reader(given.teacher)
     if not isinstance(teacher, BertForQuestionAnswering):
         raise TrainingError(f"Expected a BERT as teacher, found {type(teacher).__name__} in {given.teacher}.")
-    layers = tuple(given.teacher_layers or modeling.every_other_layer(modeling.depth(teacher.config), given.layers))
+    grown = grown_from(given.teacher)
+    base = grown["from_layers"] if grown else None
+    layers = tuple(given.teacher_layers or choose_layers(modeling.depth(teacher.config), given.layers, base))
     student = modeling.student_from_teacher(teacher, layers, fold_token_type=not given.drop_token_types)
     save_start(student, given.teacher, given.out, {"step": "student", "teacher_layers": list(layers), "fold_token_type": not given.drop_token_types})
+    if grown and not given.teacher_layers:
+        print(f"{given.teacher} was grown from {base} layers: the student starts from those", file=sys.stderr)
     print(f"teacher layers {list(layers)}, {sum(p.numel() for p in student.parameters()):,} parameters, in {given.out}", file=sys.stderr)
     print(f"next: pocketqa finetune {given.out} --teacher {given.teacher} --data train-v1.1.json --out {given.out}-finetuned", file=sys.stderr)
     return 0

@@ -22,14 +22,20 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("service.serve:main", "serve a teacher and a student over HTTP, with a page that compares them"),
     "answer": ("pocketqa.answer:main", "answer a question about a text file"),
     "evaluate": ("distillation.evaluate:main", "exact match and F1 of a model, or of a predictions file, on SQuAD-format data"),
+    "pretrain": ("distillation.pretrain:main", "train a checkpoint to fill in masked words of a text corpus: gives a teacher its language head"),
+    "distill": ("distillation.distill:main", "train a student on a text corpus to match a teacher: DistilBERT's, TinyBERT's and other recipes"),
     "finetune": ("distillation.finetune:main", "train a checkpoint to answer questions, alone or from a teacher"),
+    "ablate": ("distillation.ablate:main", "repeat a distillation with parts left out, in paired seeds, beside the paper's table"),
     "grow": ("distillation.grow:main", "make a 12-layer teacher from a 6-layer base"),
     "student": ("distillation.student:main", "make a student from every other layer of a teacher"),
     "package": ("mobile_export.package:main", "make a model folder (float16 weights, ONNX graph, manifest) from a checkpoint"),
     "export": ("mobile_export.export:main", "export a model for phones: a bundle with a Core ML package or an ExecuTorch program"),
     "compress": ("mobile_export.compress:main", "make a smaller bundle from a bundle, within a loss of F1"),
     "verify": ("mobile_export.verify:main", "run an exported bundle on any machine and compare it with its model"),
-    "benchmark": ("mobile_export.benchmark:main", "size and latency of models and bundles, as a phone would ask: one question at a time"),
+    "benchmark": (
+        "pocketqa.benchmark:main",
+        "size and latency of models and bundles as a phone would ask, or the speed of training (--workload training)",
+    ),
     "report": ("pocketqa.report:main", "write RESULTS.md and the README's table from run files"),
 }
 
@@ -46,7 +52,9 @@ EXTRA_OF = {
     "nncf": "export",
     "onnx": "export",
     "optimum": "export",
-    "sklearn": "export",
+    "sklearn": "train",
+    "scipy": "train",
+    "tensorboard": "train",
     "matplotlib": "report",
     "locust": "loadtest",
 }

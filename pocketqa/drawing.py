@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pocketqa.statistics import Interval
@@ -27,6 +28,17 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 WIDTH, DOTS = 9.0, 150  # inches, dots an inch
 ROW, LABEL_WIDTH = 0.42, 36  # inches a bar, characters of a line of its label
 WIDE_RANGE, WIDE_SIZES = 20.0, 4.0  # from where on an axis is logarithmic: largest over smallest
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One figure: the stem of its file, the section of RESULTS.md that it belongs to, its caption, what it shows in words, and its bytes."""
+
+    name: str
+    section: str
+    caption: str
+    alt: str
+    png: bytes
 
 
 def error_bar(interval: Interval) -> list[list[float]]:

@@ -1,4 +1,5 @@
-"""Figures from run files: quality beside size and latency, stages and distributions of latency, Pareto fronts, the zoo.
+"""Figures from run files: quality beside size and latency, stages and distributions of latency, Pareto fronts, the zoo, and
+those of training (training_figures.py).
 
 matplotlib draws them (extra `report`), without a window system and without anybody's settings, so that the same run files give the same bytes with
 the same matplotlib.
@@ -26,6 +27,7 @@ from pocketqa.drawing import (
     STYLE,
     VERMILION,
     WIDE_SIZES,
+    Picture,
     drawing_of,
     error_bar,
     height_of,
@@ -38,25 +40,17 @@ from pocketqa.mobile_tables import pareto, verifications
 from pocketqa.runs import SPLITS, RunFile
 from pocketqa.statistics import Interval
 from pocketqa.tables import Runs, evaluations, of_kind, order_of
+from pocketqa.training_figures import training_pictures
 from pocketqa.types import JSON
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = ["Picture", "Point", "pictures", "quality_points"]
+
 STAGES = (("tokenise", ORANGE, "////"), ("forward", BLUE, ""), ("decode", GREEN, "xxxx"))
 QUANTILES = 101  # of a latency: minimum, percentiles, maximum
 MODE_ORDER = ("full", "quick", "rapid")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One figure: the stem of its file, the section of RESULTS.md that it belongs to, its caption, what it shows in words, and its bytes."""
-
-    name: str
-    section: str
-    caption: str
-    alt: str
-    png: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +87,7 @@ def _pictures(runs: Runs, titles: dict[str, str]) -> Iterator[Picture]:
     for name, run in of_kind(runs, "latency").items():
         if any("latency" in row for row in run.results.get("zoo", ())):
             yield _zoo(name, run)
+    yield from training_pictures(runs)
 
 
 def quality_points(runs: Runs, split: str) -> list[Point]:

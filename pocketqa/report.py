@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pocketqa import mobile_tables, tables, zoo_tables
+from pocketqa import mobile_tables, tables, training_tables, zoo_tables
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.runs import SPLITS, RunFile, read_all
 from pocketqa.writes import write_atomic
@@ -95,7 +95,10 @@ def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
         lines += _split_section(runs, split, link)
     for title, body in (
         ("Compression", mobile_tables.compression_lines(runs, link)),
-        ("Training", tables.training_table(runs, link)),
+        ("Training", training_tables.training_lines(runs, link)),
+        ("Classification", training_tables.task_lines(runs, link)),
+        ("Ablation", training_tables.ablation_lines(runs, link)),
+        ("Training speed", training_tables.speed_lines(runs, link)),
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),

@@ -35,6 +35,9 @@ REQUIRED = {  # what the report reads of each kind
     "verification": (*_EVALUATION, *_VERIFICATION),
     "compression": ("points", "sensitivity", "max_f1_drop", "selected", "workload"),
     "training": ("questions", "steps", "tokens", "seconds"),
+    "classification": ("task", "metrics", "score", "count", "intervals", "per_example"),
+    "ablation": ("measure", "reference", "rows"),
+    "training-speed": ("workload", "tokens_per_second", "ratio", "waterfall"),
     "latency": ("workload", "timings"),
     "load": ("workload", "timings"),
     "export": ("target", "precision", "package_bytes", "weight_bytes", "specification_version", "inputs", "outputs"),
@@ -42,6 +45,7 @@ REQUIRED = {  # what the report reads of each kind
 
 DEVICE = ("name", "os", "compute_unit", "thermal_state", "kind")
 DEVICE_KINDS = ("server", "phone")
+STAGES = ("pretrain", "distill", "finetune")  # of a training
 
 Values = NDArray[np.float64]
 
@@ -152,13 +156,23 @@ def training_results(
     best: Scores | None = None,
     recipe: JSON | None = None,
     outcome: str = "",
+    stage: str = "finetune",
+    losses: Mapping[str, float] | None = None,
+    development: JSON | None = None,
 ) -> JSON:
     """Results of kind "training".
 
-    questions, tokens: seen in all (epochs included); seconds: of training; loss: of the last logging interval; best: highest scores on the
-    development split; recipe: the settings that matter; outcome: for an experiment, what came of it, in a sentence (also when it failed).
+    questions, tokens: seen in all (epochs included; rows of text in place of questions before fine-tuning); seconds: of training; loss: of the last
+    logging interval; best: highest scores on the development split; recipe: the settings that matter; outcome: for an experiment, what came of it,
+    in a sentence (also when it failed); stage: one of STAGES; losses: the named parts of the loss; development: what was measured on data kept apart,
+    of which a report shows "loss" and "perplexity".  Raises OptionsError for another stage.
     """
+    if stage not in STAGES:
+        raise OptionsError(f"The stage of a training must be one of {', '.join(STAGES)}, found {stage!r}.")
     return {
+        "stage": stage,
+        "losses": {name: round(float(value), 5) for name, value in (losses or {}).items()},
+        "development": development,
         "questions": questions,
         "steps": steps,
         "tokens": tokens,

@@ -35,7 +35,9 @@ from pocketqa.results import (
     training_results,
     verification_results,
 )
+from pocketqa.speed_results import ablation_results, training_speed_results
 from pocketqa.statistics import Interval, TimingSummary, mean_difference, mean_interval, mean_ratio, median_ratio, passes_gate, summarise_times
+from pocketqa.task_scores import TaskComparison, classification_results, compare_tasks
 from pocketqa.types import JSON, RuntimeInfo
 from pocketqa.writes import write_atomic
 
@@ -48,10 +50,14 @@ __all__ = [
     "PerQuestion",
     "RunFile",
     "Subject",
+    "TaskComparison",
     "TimingSummary",
+    "ablation_results",
+    "classification_results",
     "command_line",
     "compare",
     "compare_results",
+    "compare_tasks",
     "compression_results",
     "evaluation_results",
     "export_results",
@@ -68,6 +74,7 @@ __all__ = [
     "summarise_times",
     "timing_results",
     "training_results",
+    "training_speed_results",
     "verification_results",
     "write",
 ]
@@ -132,7 +139,7 @@ class RunFile:
             problems.append(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
         elif missing := [key for key in REQUIRED[self.kind] if key not in self.results]:
             problems.append(f"results of kind {self.kind} need {', '.join(missing)}")
-        if self.kind in QUESTION_BY_QUESTION and len(self.subjects) != 1:
+        if self.kind in (*QUESTION_BY_QUESTION, "classification") and len(self.subjects) != 1:
             problems.append(f"a run of kind {self.kind} is of one model, found {len(self.subjects)} subjects")
         if self.kind == "latency" and "device" in self.results:
             problems += check_device(self.results["device"])

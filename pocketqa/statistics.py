@@ -115,8 +115,9 @@ def median_ratio(
     if b.min() <= 0:
         raise OptionsError(f"A ratio of medians needs positive values below the line, found {b.min()}.")
     units, membership = _units(groups, len(a))
-    draws = _draws(units, resamples, seed, width=len(a))
-    ratios = [_weighted_medians(a, drawn, membership) / _weighted_medians(b, drawn, membership) for drawn in draws]
+    ratios = [
+        _weighted_medians(a, drawn, membership) / _weighted_medians(b, drawn, membership) for drawn in draws(units, resamples, seed, width=len(a))
+    ]
     return percentile_interval(float(np.median(a) / np.median(b)), np.concatenate(ratios), level)
 
 
@@ -132,7 +133,7 @@ def resampled_means(values: Values, groups: Groups | None = None, resamples: int
     np.add.at(sums, membership, values)
     sizes = np.bincount(membership, minlength=units).astype(np.float64)  # (U,)
     parts = []
-    for drawn in _draws(units, resamples, seed):
+    for drawn in draws(units, resamples, seed):
         weights = drawn.astype(np.float64)  # (R, U)
         parts.append((weights @ sums) / (weights @ sizes)[:, None])  # (R, K)
     return np.concatenate(parts)
@@ -157,8 +158,11 @@ def _weighted_medians(values: Values, drawn: NDArray[np.int64], membership: NDAr
     return np.asarray((ordered[lower] + ordered[upper]) / 2)
 
 
-def _draws(units: int, resamples: int, seed: int, width: int | None = None) -> Iterator[NDArray[np.int64]]:
-    """Resamples in chunks: how often each of `units` was drawn when as many are drawn with replacement, (R, U)."""
+def draws(units: int, resamples: int, seed: int, width: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """Resamples in chunks: how often each of `units` was drawn when as many are drawn with replacement, (R, U); of one seed always the same.
+
+    width: columns of what the caller makes of them, where it is larger than `units`.
+    """
     if resamples < 1:
         raise OptionsError(f"At least one resample is needed, found {resamples}.")
     random = np.random.default_rng(seed)

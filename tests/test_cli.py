@@ -16,7 +16,7 @@ from pocketqa.errors import DataError
 
 ROOT = Path(__file__).parent.parent
 APPLICATIONS = ("distillation", "mobile_export", "service", "loadtest")
-TRAINING = ("finetune", "grow", "student")  # need the extra `train` even for their help
+TRAINING = ("pretrain", "distill", "finetune", "grow", "student")  # need the extra `train` even for their help
 HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "openvino", "locust", "coremltools", "datasets")
 
 

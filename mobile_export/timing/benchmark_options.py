@@ -134,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         "--engines", default="onnxruntime", metavar="E,E", help=f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16, onnxruntime:int8"
     )
     add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
-    add("--workload", nargs="+", default=[], metavar="W", help="out of squad, fixed, stsb DIR (default: squad fixed)")
+    workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training, which has a --help of its own"
+    add("--workload", nargs="+", default=[], metavar="W", help=workloads)
     add("--lengths", default="128,384", metavar="N,N", help="of the workload fixed, in tokens (default: %(default)s)")
     add("--data", metavar="FILE", help="SQuAD-format file for squad and fixed (default: the project's own samples)")
     add("--seed", type=int, default=0, help="of the order of queries and contestants (default: %(default)s)")

@@ -19,6 +19,8 @@ from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer, collate, gold_spans
 from pocketqa.types import GoldAnswer, QAExample, Request, Window, WindowOptions
 
+ROWS, LABELLED, TOKENS = "rows", "labelled", "tokens"  # names of counts
+NO_TARGET = -100  # PyTorch's mark of a target that adds nothing to a cross-entropy
 ENCODE_AT_ONCE = 512  # questions tokenised in one call
 
 
@@ -63,12 +65,17 @@ class NegativeOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingWindow:
-    """A window with its target positions; (0, 0), [CLS], means that it holds no answer."""
+    """A window with its target positions; (0, 0), [CLS], means that it holds no answer, NO_TARGET that nothing is known of it."""
 
     window: Window
     start: int
     end: int
     wrong_paragraph: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has targets."""
+        return self.start != NO_TARGET
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +89,19 @@ class TrainingBatch:
     starts: Tensor  # (B,)
     ends: Tensor  # (B,)
     tokens: int  # without padding
+    teachers: tuple[tuple[Tensor, Tensor], ...] = ()  # start and end logits (B, T) of each teacher, where they are known already
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What the losses are averaged over."""
+        return {ROWS: len(self.ids), LABELLED: int((self.starts != NO_TARGET).sum()), TOKENS: self.tokens}
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same on a device."""
+        ids, token_types, mask = self.ids.to(device), self.token_types.to(device), self.mask.to(device)
+        places = self.allowed.to(device), self.starts.to(device), self.ends.to(device)
+        teachers = tuple((start.to(device), end.to(device)) for start, end in self.teachers)
+        return TrainingBatch(ids, token_types, mask, *places, self.tokens, teachers)
 
 
 def training_windows(
@@ -106,6 +126,12 @@ def training_windows(
     for _, windows in _encoded(wrong, tokenizer, options):
         made.append(TrainingWindow(windows[int(rng.integers(len(windows)))], 0, 0, wrong_paragraph=True))
     return made
+
+
+def unlabelled_windows(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[TrainingWindow]:
+    """All windows of questions whose answers, if they have any, are not looked at."""
+    encoded = _encoded(usable(examples, tokenizer, options), tokenizer, options)
+    return [TrainingWindow(window, NO_TARGET, NO_TARGET) for _, windows in encoded for window in windows]
 
 
 def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[QAExample]:
@@ -163,8 +189,8 @@ def epoch_batches(lengths: NDArray[np.int64], batch_tokens: int, seed: int, pool
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def to_batch(windows: Sequence[TrainingWindow], pad_id: int) -> TrainingBatch:
-    """Padded tensors of some windows."""
+def to_batch(windows: Sequence[TrainingWindow], pad_id: int, teachers: tuple[tuple[Tensor, Tensor], ...] = ()) -> TrainingBatch:
+    """Padded tensors of some windows.  teachers: start and end logits (B, T) of each."""
     batch = collate([w.window for w in windows], pad_id=pad_id)
     allowed = np.zeros(batch.ids.shape, dtype=np.bool_)  # (B, T)
     for row, item in enumerate(windows):
@@ -172,7 +198,7 @@ def to_batch(windows: Sequence[TrainingWindow], pad_id: int) -> TrainingBatch:
     allowed[:, 0] = True
     starts, ends = torch.tensor([w.start for w in windows]), torch.tensor([w.end for w in windows])
     arrays = (torch.from_numpy(batch.ids).long(), torch.from_numpy(batch.token_types).long(), torch.from_numpy(batch.mask).long())
-    return TrainingBatch(*arrays, torch.from_numpy(allowed), starts, ends, int(batch.mask.sum()))
+    return TrainingBatch(*arrays, torch.from_numpy(allowed), starts, ends, int(batch.mask.sum()), teachers)
 
 
 def _encoded(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> Iterator[tuple[QAExample, tuple[Window, ...]]]:

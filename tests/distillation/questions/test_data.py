@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.data import DataSource, NegativeOptions, epoch_batches, to_batch, training_windows, usual_answer, wrong_paragraphs
+from distillation.questions.data import DataSource, NegativeOptions, epoch_batches, to_batch, training_windows, usual_answer, wrong_paragraphs
 from pocketqa import squad
 from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer

@@ -10,7 +10,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.types import SPECIAL_TOKENS, WindowOptions
@@ -25,7 +25,8 @@ def setting(
     default: T, words: str, *, above: float | None = None, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
 ) -> T:
     """A field of a recipe: its default, one line for --help, and what it may be (above < value, least <= value <= most, or one of choices)."""
-    return cast(T, field(default=default, metadata={"words": words, "above": above, "least": least, "most": most, "choices": choices}))
+    made: Any = field(default=default, metadata={"words": words, "above": above, "least": least, "most": most, "choices": choices})
+    return made  # type: ignore[no-any-return]
 
 
 def share(default: float, words: str) -> float:
@@ -137,7 +138,7 @@ def resolve(kind: type[R], path: str | None, overrides: dict[str, Any]) -> R:
 
 def recipe_file(name: str) -> str:
     """Path of a recipe that comes with the package, by its name without .toml."""
-    folder = Path(__file__).with_name("presets")
+    folder = Path(__file__).parents[1] / "presets"
     path = folder / f"{name}.toml"
     if not path.is_file():
         raise TrainingError(f"Expected one of the recipes {', '.join(sorted(file.stem for file in folder.glob('*.toml')))}, found {name!r}.")

@@ -36,10 +36,11 @@ BERT_TO_DISTILBERT = {
 }
 
 
-def load_reader(source: str, **overrides: Any) -> PreTrainedModel:
-    """A BERT or DistilBERT with a question-answering head from a folder or Hub name.
+def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrainedModel:
+    """A BERT, DistilBERT or MobileBERT with a question-answering head from a folder or Hub name.
 
-    An encoder without the head gets a new one, drawn from torch's global generator; anything else missing is an error.
+    An encoder without the head gets a new one, drawn from torch's global generator, or with new_head=False is refused; anything else missing is an
+    error.
     overrides: configuration values to set, such as dropout rates.
     """
     config = load_config(source)
@@ -56,19 +57,24 @@ def load_reader(source: str, **overrides: Any) -> PreTrainedModel:
         raise TrainingError(
             f"{source} lacks {len(missing)} weights of a {config.model_type} encoder, first {missing[0]!r}. Expected a complete checkpoint."
         )
+    if report["missing_keys"] and not new_head:
+        raise TrainingError(
+            f"{source} has no trained question-answering head. "
+            f"Train one with: pocketqa finetune {source} --data train-v1.1.json --out {source.rstrip('/')}-reader"
+        )
     return cast(PreTrainedModel, model)
 
 
 def load_config(source: str) -> Any:
-    """The configuration of a checkpoint, which must be BERT or DistilBERT."""
+    """The configuration of a checkpoint, which must be a BERT, DistilBERT or MobileBERT."""
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise TrainingError(f"Expected a Hugging Face folder with config.json at {source}, found none.")
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{source!r} is neither a model folder nor a Hub model that can be reached: {str(error).splitlines()[0]}") from None
-    if config.model_type not in {"bert", "distilbert"}:
-        raise TrainingError(f"Expected a BERT or DistilBERT checkpoint, found model type {config.model_type!r} in {source}.")
+    if config.model_type not in {"bert", "distilbert", "mobilebert"}:
+        raise TrainingError(f"Expected a BERT, DistilBERT or MobileBERT checkpoint, found model type {config.model_type!r} in {source}.")
     return config
 
 
@@ -117,7 +123,7 @@ def _quiet(key: str, value: Tensor, source: dict[str, Tensor], prefix: str) -> T
 def every_other_layer(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
     """Teacher layers to start a student from: evenly spread, the first and, where the teacher is not an even multiple deeper, the last included.
 
-    For 12 -> 6 this is every other layer, 0 2 4 6 8 10, which in a teacher grown in place are the layers of its ancestor.
+    For 12 -> 6 this is every other layer, 0 2 4 6 8 10, which in a teacher grown in place are the layers of its ancestor (see `students`).
     """
     if not 1 <= student_layers <= teacher_layers:
         raise TrainingError(f"A student of {student_layers} layers cannot start from a teacher of {teacher_layers}. Ask for 1 to {teacher_layers}.")
@@ -134,51 +140,79 @@ def student_from_teacher(teacher: BertForQuestionAnswering, layers: Sequence[int
     fold_token_type: add token-type row 0 to every position, so that a student with all layers computes exactly what the teacher does on segment 0.
         The released DistilBERT drops the row instead (fold_token_type=False).
     """
-    config = teacher.config
-    outside = [layer for layer in layers if not 0 <= layer < depth(config)]
-    if outside or not layers:
-        raise TrainingError(f"Expected layers between 0 and {depth(config) - 1}, found {list(layers)}.")
-    student = DistilBertForQuestionAnswering(_distilbert_config(config, len(layers)))
-    source = teacher.state_dict()
-    positions = source["bert.embeddings.position_embeddings.weight"].clone()  # (512, H)
-    if fold_token_type:
-        positions += source["bert.embeddings.token_type_embeddings.weight"][0]
-    state = {
-        "distilbert.embeddings.word_embeddings.weight": source["bert.embeddings.word_embeddings.weight"].clone(),
-        "distilbert.embeddings.position_embeddings.weight": positions,
-    }
-    for part in ("weight", "bias"):
-        state[f"distilbert.embeddings.LayerNorm.{part}"] = source[f"bert.embeddings.LayerNorm.{part}"].clone()
-        state[f"qa_outputs.{part}"] = source[f"qa_outputs.{part}"].clone()
-        for target, origin in enumerate(layers):
-            for bert, distilbert in BERT_TO_DISTILBERT.items():
-                state[f"distilbert.transformer.layer.{target}.{distilbert}.{part}"] = source[f"bert.encoder.layer.{origin}.{bert}.{part}"].clone()
+    check_layers(teacher, layers)
+    student = DistilBertForQuestionAnswering(distilbert_config(teacher.config, len(layers)))
+    state = encoder_state(teacher, layers, fold_token_type)
+    state |= {f"qa_outputs.{part}": value.clone() for part, value in teacher.qa_outputs.state_dict().items()}
     student.load_state_dict(state)
     return student
 
 
-def _distilbert_config(config: BertConfig, layers: int) -> DistilBertConfig:
-    if config.hidden_act != "gelu":
-        raise TrainingError(f"DistilBERT students use gelu; the teacher has {config.hidden_act!r}.")
+def check_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Raise TrainingError where a teacher lacks one of the layers."""
+    outside = [layer for layer in layers if not 0 <= layer < depth(teacher.config)]
+    if outside or not layers:
+        raise TrainingError(f"Expected layers between 0 and {depth(teacher.config) - 1}, found {list(layers)}.")
+
+
+def encoder_state(teacher: PreTrainedModel, layers: Sequence[int], fold_token_type: bool = True) -> dict[str, Tensor]:
+    """Weights of a DistilBERT's encoder, by name, copied from embeddings and some layers of a BERT or a DistilBERT."""
+    bert = teacher.config.model_type == "bert"
+    old = "bert.embeddings" if bert else "distilbert.embeddings"
+    source = teacher.state_dict()
+    positions = source[f"{old}.position_embeddings.weight"].clone()  # (512, H)
+    if bert and fold_token_type:
+        positions += source[f"{old}.token_type_embeddings.weight"][0]
+    state = {
+        "distilbert.embeddings.word_embeddings.weight": source[f"{old}.word_embeddings.weight"].clone(),
+        "distilbert.embeddings.position_embeddings.weight": positions,
+    }
+    for part in ("weight", "bias"):
+        state[f"distilbert.embeddings.LayerNorm.{part}"] = source[f"{old}.LayerNorm.{part}"].clone()
+        for target, origin in enumerate(layers):
+            for theirs, ours in BERT_TO_DISTILBERT.items():
+                name = f"bert.encoder.layer.{origin}.{theirs}" if bert else f"distilbert.transformer.layer.{origin}.{ours}"
+                state[f"distilbert.transformer.layer.{target}.{ours}.{part}"] = source[f"{name}.{part}"].clone()
+    return state
+
+
+def distilbert_config(config: Any, layers: int, **geometry: int) -> DistilBertConfig:
+    """A DistilBERT with the vocabulary, positions, sizes and dropout of a BERT or DistilBERT.
+
+    geometry: values to set instead, by DistilBERT's names: dim, n_heads, hidden_dim.
+    """
+    bert = config.model_type == "bert"
+    activation = config.hidden_act if bert else config.activation
+    if activation != "gelu":
+        raise TrainingError(f"DistilBERT students use gelu; the teacher has {activation!r}.")
+    sizes = {
+        "dim": config.hidden_size,
+        "n_heads": config.num_attention_heads,
+        "hidden_dim": config.intermediate_size if bert else config.hidden_dim,
+    }
     return DistilBertConfig(
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings,
         sinusoidal_pos_embds=False,
         n_layers=layers,
-        n_heads=config.num_attention_heads,
-        dim=config.hidden_size,
-        hidden_dim=config.intermediate_size,
-        dropout=config.hidden_dropout_prob,
-        attention_dropout=config.attention_probs_dropout_prob,
+        dropout=config.hidden_dropout_prob if bert else config.dropout,
+        attention_dropout=config.attention_probs_dropout_prob if bert else config.attention_dropout,
         initializer_range=config.initializer_range,
         qa_dropout=0.0,
         pad_token_id=config.pad_token_id,
+        **(sizes | geometry),
     )
+
+
+def dropout_rates(model_type: str, dropout: float, attention_dropout: float) -> dict[str, float]:
+    """The configuration values that set dropout, by the names of a family."""
+    names = ("dropout", "attention_dropout") if model_type == "distilbert" else ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    return dict(zip(names, (dropout, attention_dropout), strict=True))
 
 
 def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, token_types: Tensor) -> dict[str, Tensor]:
     """The keyword arguments a model takes: DistilBERT has no token types."""
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if getattr(model, "config").model_type == "bert":  # noqa: B009  (nn.Module types attributes as Tensor | Module)
+    if getattr(model, "config").model_type != "distilbert":  # noqa: B009  (nn.Module types attributes as Tensor | Module)
         inputs["token_type_ids"] = token_types
     return inputs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForQuestionAnswering
 
-from distillation import modeling
+from distillation.models import modeling
 from pocketqa.errors import TrainingError
 from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
 

@@ -1,0 +1,168 @@
+"""Repeat a distillation with parts left out or changed, in paired seeds, beside the differences that the paper gives.
+
+    pocketqa ablate --preset paper --teacher TEACHER --corpus TEXT --data train-v1.1.json@0.2 --dev dev.json --tokens 10000000 --out DIR
+    pocketqa ablate --preset paper ... --reader READER           also the rows that are fine-tuned with a teacher
+    pocketqa ablate --preset paper ... --rows no-mlm random --seeds 0 1 2 --dry-run
+
+Each row is a distillation on text, a fine-tuning on questions and an evaluation on the development split; each leaves a folder in DIR, and the same
+command given again goes on after the last that is finished.  The table compares every row with its reference on the same questions and seeds.
+TEACHER has a language head (`pocketqa pretrain` trains one); READER answers questions and has the same vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distillation.ablation import ablation_cost
+from distillation.ablation.ablation_plan import Common, Plan, Row, Work, choose_rows, make_plan, read_preset
+from distillation.ablation.ablation_table import ablation_run
+from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.runs import RunFile, write
+from pocketqa.training_tables import ablation_lines
+from pocketqa.writes import write_atomic
+
+DEFAULT_TOKENS = 2_000_000
+
+
+def _distill(argv: list[str]) -> int:
+    from distillation import distill  # here, as below: torch takes seconds to load, and --help needs none of it
+
+    return distill.main(argv)
+
+
+def _finetune(argv: list[str]) -> int:
+    from distillation import finetune
+
+    return finetune.main(argv)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from distillation import evaluate
+
+    return evaluate.main(argv)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "finetune": _finetune, "evaluate": _evaluate}
+
+
+def main(argv: list[str]) -> int:
+    """The verb `pocketqa ablate`."""
+    given = _parser().parse_args(argv)
+    _check(given)
+    rows, left_out = choose_rows(read_preset(given.preset), given.rows, given.reader)
+    common = Common(
+        out=given.out,
+        teacher=given.teacher,
+        corpus=tuple(given.corpus),
+        data=tuple(given.data),
+        dev=given.dev,
+        reader=given.reader,
+        tokens=given.tokens,
+        distill_flags=tuple(shlex.split(given.distill_flags)),
+        finetune_flags=tuple(shlex.split(given.finetune_flags)),
+        dev_limit=given.dev_limit,
+    )
+    maps = ablation_cost.layer_maps(common)
+    plan = make_plan(rows, given.seeds, common, maps, left_out)
+    _say_plan(plan, given.seeds)
+    if given.dry_run:
+        ablation_cost.say_times(plan, common, maps, _say)
+        return 0
+    for number, work in enumerate(plan.works, 1):
+        if status := _do(work, f"{number}/{len(plan.works)}"):
+            return status
+    run = ablation_run(plan, given.seeds, common, ["pocketqa", "ablate", *argv])
+    _print(run)
+    for target in (given.out / "ablation.json", given.run_file):
+        if target:
+            _say(f"run file: {write(run, target)}")
+    _say("next: pocketqa report")
+    return 0
+
+
+def _do(work: Work, place: str) -> int:
+    """Run one work unless it is finished; its exit status, not 0 where it was stopped or failed."""
+    known = json.loads(work.note.read_text())["identity"] if work.note.is_file() else None
+    if known not in (None, work.identity):
+        raise TrainingError(
+            f"{work.leaves} was begun with other settings or data than this call has. Give another --out, or delete it and {work.note.name}."
+        )
+    if work.done and known is None:
+        raise TrainingError(f"{work.leaves} was not left by an ablation ({work.note.name} is missing). Give another --out or delete it.")
+    title = f"[{place}] {work.verb} {work.row.name}, seed {work.seed}"
+    if work.done:
+        _say(f"{title}: finished already")
+        return 0
+    _say(f"{title}: pocketqa {work.verb} {shlex.join(work.words)}")
+    work.note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(work.note, json.dumps({"identity": work.identity}) + "\n")
+    with contextlib.redirect_stdout(sys.stderr):  # what a verb prints for programs is not what this one prints for them
+        return VERBS[work.verb](list(work.words))
+
+
+def _check(given: argparse.Namespace) -> None:
+    problems = []
+    if len(set(given.seeds)) != len(given.seeds):
+        problems.append(f"--seeds must differ, found {' '.join(map(str, given.seeds))}")
+    if given.tokens < 1:
+        problems.append(f"--tokens must be at least 1, found {given.tokens}")
+    if given.out.exists() and not given.out.is_dir():
+        problems.append(f"--out must be a folder, {given.out} is a file")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("an ablation runs in one process; start several with different --rows and --out in place of a launcher")
+    if problems:
+        raise OptionsError("The ablation cannot be run: " + "; ".join(problems) + ".")
+
+
+def _say_plan(plan: Plan, seeds: Sequence[int]) -> None:
+    count = {verb: sum(work.verb == verb for work in plan.works) for verb in VERBS}
+    finished = sum(work.done for work in plan.works)
+    _say(f"{len(plan.rows)} rows, seeds {' '.join(map(str, seeds))}: {', '.join(f'{many} to {verb}' for verb, many in count.items())}")
+    for row in plan.rows:
+        _say(f"  {row.name:24} {row.words}{_flags(row)}")
+    if plan.left_out:
+        _say(f"left out: {', '.join(plan.left_out)}")
+    if finished:
+        _say(f"{finished} of {len(plan.works)} are finished already")
+
+
+def _flags(row: Row) -> str:
+    said = [f"{verb} {shlex.join(flags)}" for verb, flags in (("distill", row.distill), ("finetune", row.finetune)) if flags]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _print(run: RunFile) -> None:
+    print("\n".join(ablation_lines({run.file_name: run}, lambda name, _: name)))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pocketqa ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="paper", metavar="NAME", help="rows by name, or a TOML file of rows (default: paper)")
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help="BERT with a language head to distil from")
+    parser.add_argument("--corpus", required=True, nargs="+", metavar="TEXT", help="text to distil on, as `pocketqa distill` takes it")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="FILE[@SHARE]", help="questions to fine-tune on, as `pocketqa finetune` takes them"
+    )
+    parser.add_argument("--dev", required=True, metavar="FILE", help="development split on which rows are compared")
+    parser.add_argument("--dev-limit", type=int, metavar="N", help="a seeded sample of N of its questions")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of all runs; another call goes on in it")
+    parser.add_argument("--reader", metavar="MODEL", help="teacher of the rows that are fine-tuned with one")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, and those they are compared with (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds, the same for every row (default: 0 1 2)")
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help=f"of each distillation (default {DEFAULT_TOKENS:,})")
+    parser.add_argument("--distill-flags", default="", metavar="FLAGS", help="for every distillation, in one word: '--batch-tokens 8192'")
+    parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1'")
+    parser.add_argument("--run-file", type=Path, metavar="PATH", help="write the run file to this folder or .json path as well")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the expected time, and run nothing")
+    return parser

@@ -1,0 +1,1 @@
+"""What an ablation runs, what it costs and what it says."""

@@ -1,0 +1,239 @@
+"""What an ablation runs: the rows of a preset, and for each seed a distillation, a fine-tuning and an evaluation of each row.
+
+Rows whose distillations have the same flags share one.  Seeds are the outer loop, so that every row has one seed before any has two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketqa.errors import OptionsError
+from pocketqa.folders import ModelFolder, sha256_file
+from pocketqa.types import JSON
+
+PRESETS = Path(__file__).parents[1] / "presets"
+PREFIX = "ablation_"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table; flags as they would be typed."""
+
+    name: str
+    words: str
+    distill: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    against: str | None = None  # None for the reference
+    teacher: bool = False  # fine-tuned with the reader
+    paper: float | None = None  # points of the paper's own measure
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all rows have in common: sources, flags of both stages, and where it all lies."""
+
+    out: Path
+    teacher: str
+    corpus: tuple[str, ...]
+    data: tuple[str, ...]
+    dev: str
+    reader: str | None
+    tokens: int
+    distill_flags: tuple[str, ...] = ()
+    finetune_flags: tuple[str, ...] = ()
+    dev_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMaps:
+    """Which layers of a teacher a student of some depth may start from, and those it starts from where no flag says otherwise."""
+
+    teacher: int
+    student: int
+    default: tuple[int, ...]
+
+    def filled(self, flag: str) -> list[str]:
+        """A flag as words: a placeholder of a preset becomes the numbers of layers."""
+        deep, few = self.teacher, self.student
+        maps = {
+            "{first_layers}": range(few),
+            "{last_layers}": range(deep - few, deep),
+            "{even_layers}": range(0, few * (deep // few), deep // few),
+            "{spread_layers}": [round(i * (deep - 1) / max(1, few - 1)) for i in range(few)],  # the released DistilBERT's 0 2 4 7 9 11 for 12 -> 6
+        }
+        return [str(layer) for layer in maps[flag]] if flag in maps else [flag]
+
+    def flags(self, row: Row) -> tuple[str, ...]:
+        """The flags of a row's distillation."""
+        return tuple(word for flag in row.distill for word in self.filled(flag))
+
+    def changes_nothing(self, row: Row) -> bool:
+        """Whether a row asks for the layers that are taken anyway."""
+        return self.flags(row) == ("--teacher-layers", *map(str, self.default))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One thing to run: a verb with its words, what it leaves, and a hash of everything it depends on but places."""
+
+    verb: str  # "distill", "finetune" or "evaluate"
+    row: Row
+    seed: int
+    words: tuple[str, ...]
+    leaves: Path
+    identity: str
+
+    @property
+    def note(self) -> Path:
+        """Beside what it leaves: the identity, written before it starts."""
+        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".identity.json")
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier call has finished it."""
+        return self.leaves.is_file() if self.verb == "evaluate" else ModelFolder(self.leaves).manifest.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows, their works in the order in which they are run, and rows that were left out."""
+
+    rows: tuple[Row, ...]
+    works: tuple[Work, ...]
+    left_out: tuple[str, ...] = ()  # names, with the reason
+
+    def evaluation(self, row: str, seed: int) -> Work:
+        """The evaluation of a row."""
+        return next(work for work in self.works if work.verb == "evaluate" and work.row.name == row and work.seed == seed)
+
+
+def read_preset(name: str) -> tuple[Row, ...]:
+    """The rows of a preset by its name, or of a TOML file; the reference comes first.  Raises OptionsError with all problems at once."""
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{PREFIX}{name}.toml"
+    known = ", ".join(sorted(file.stem.removeprefix(PREFIX) for file in PRESETS.glob(f"{PREFIX}*.toml")))
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionsError(f"Expected a preset of an ablation ({known}) or a TOML file, found {name!r}: {error}") from None
+    entries, reference = document.get("rows", []), document.get("reference")
+    if problems := _problems(document, entries, reference):
+        raise OptionsError(f"{path.name}: {'; '.join(problems)}.")
+    rows = [_row(entry, None if entry["name"] == reference else reference) for entry in entries]
+    return tuple(sorted(rows, key=lambda row: row.against is not None))
+
+
+def choose_rows(rows: Sequence[Row], wanted: Sequence[str] | None, reader: str | None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows to run, with those they are compared with, and the names of those left out for want of a reader."""
+    by_name = {row.name: row for row in rows}
+    if unknown := [name for name in wanted or () if name not in by_name]:
+        raise OptionsError(f"Expected rows out of {', '.join(by_name)}, found {', '.join(unknown)}.")
+    names = set(wanted or by_name)
+    while more := {by_name[name].against for name in names} - names - {None}:
+        names |= {name for name in more if name is not None}
+    left_out = tuple(row.name for row in rows if row.name in names and row.teacher and reader is None)
+    return tuple(row for row in rows if row.name in names and row.name not in left_out), left_out
+
+
+def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: LayerMaps, left_out: Sequence[str] = ()) -> Plan:
+    """Every work of every row and seed.  Rows that ask for the layers which are taken anyway are left out."""
+    same = [row.name for row in rows if maps.changes_nothing(row)]
+    rows = [row for row in rows if row.name not in same and row.against not in same]
+    sources = _sources(common)
+    works: list[Work] = []
+    for seed in seeds:
+        shared: dict[tuple[str, ...], Work] = {}
+        for row in rows:
+            flags = maps.flags(row)
+            if flags not in shared:
+                shared[flags] = _distillation(row, seed, flags, common, sources)
+                works.append(shared[flags])
+            tuned = _finetuning(row, seed, shared[flags], common, sources)
+            works += [tuned, _evaluation(row, seed, tuned, common, sources)]
+    reasons = (*(f"{name} (needs --reader)" for name in left_out), *(f"{name} (the layers that are taken anyway)" for name in same))
+    return Plan(tuple(rows), tuple(works), reasons)
+
+
+def _distillation(row: Row, seed: int, flags: tuple[str, ...], common: Common, sources: JSON) -> Work:
+    leaves = common.out / "distill" / f"{row.name}-seed-{seed}"
+    settings = ("--tokens", str(common.tokens), "--seed", str(seed), *common.distill_flags, *flags)
+    words = (common.teacher, "--corpus", *common.corpus, "--out", str(leaves), *settings)
+    return Work("distill", row, seed, words, leaves, _hash("distill", settings, sources["teacher"], sources["corpus"]))
+
+
+def _finetuning(row: Row, seed: int, start: Work, common: Common, sources: JSON) -> Work:
+    leaves = common.out / "finetune" / f"{row.name}-seed-{seed}"
+    settings = ("--seed", str(seed), *common.finetune_flags, *row.finetune)
+    reader = ("--teacher", str(common.reader)) if row.teacher else ()
+    words = (str(start.leaves), "--data", *common.data, "--out", str(leaves), *reader, *settings)
+    identity = _hash("finetune", settings, start.identity, sources["data"], sources["reader"] if row.teacher else None)
+    return Work("finetune", row, seed, words, leaves, identity)
+
+
+def _evaluation(row: Row, seed: int, model: Work, common: Common, sources: JSON) -> Work:
+    leaves = common.out / "evaluate" / f"{row.name}-seed-{seed}.json"
+    settings = ("--split", "development", "--engine", "pytorch", *(("--limit", str(common.dev_limit)) if common.dev_limit else ()))
+    words = (str(model.leaves), "--data", common.dev, "--run-file", str(leaves), "--role", row.name, *settings)
+    return Work("evaluate", row, seed, words, leaves, _hash("evaluate", settings, model.identity, sources["dev"]))
+
+
+def _row(entry: JSON, reference: str | None) -> Row:
+    values = {**entry, "distill": tuple(entry.get("distill", ())), "finetune": tuple(entry.get("finetune", ()))}
+    return Row(**{"against": reference, **values})
+
+
+def _problems(document: JSON, entries: object, reference: object) -> list[str]:
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        return ["expected a list of tables [[rows]]"]
+    names = [entry.get("name") for entry in entries]
+    problems = [f"unknown entry {key!r}" for key in document if key not in ("rows", "reference")]
+    if reference not in names:
+        problems.append(f"reference must be the name of a row ({', '.join(map(str, names))}), found {reference!r}")
+    kinds = {"name": str, "words": str, "distill": list, "finetune": list, "against": str, "teacher": bool, "paper": float}
+    for entry in entries:
+        where = f"row {entry.get('name')!r}"
+        problems += [f"{where}: {key} is missing" for key in ("name", "words") if key not in entry]
+        problems += [f"{where}: unknown entry {key!r}" for key in entry if key not in kinds]
+        problems += [f"{where}: {key} must be {kinds[key].__name__}" for key in entry if key in kinds and not isinstance(entry[key], kinds[key])]
+        if not re.fullmatch(r"[\w-]+", str(entry.get("name", ""))) or names.count(entry.get("name")) > 1:
+            problems.append(f"{where}: a name is its own, of letters, digits and hyphens")
+        if entry.get("against", reference) not in names:
+            problems.append(f"{where}: against must name a row, found {entry.get('against')!r}")
+    return problems
+
+
+def _sources(common: Common) -> JSON:
+    """Hashes of everything that is read."""
+    files = [text.rpartition("@")[0] if "@" in text and not Path(text).exists() else text for text in common.data]
+    return {
+        "teacher": _content(common.teacher),
+        "reader": _content(common.reader) if common.reader else None,
+        "corpus": [_content(path) for path in common.corpus],
+        "data": [_shares(common.data, files), *map(_content, files)],
+        "dev": _content(common.dev),
+    }
+
+
+def _shares(data: Sequence[str], files: Sequence[str]) -> list[str]:
+    return [text.removeprefix(file) for text, file in zip(data, files, strict=True)]
+
+
+def _content(source: str) -> object:
+    """sha256 of a file or of a folder's weights, names and sizes of another folder, or the name of something on the Hub."""
+    path = Path(source)
+    if path.is_file():
+        return sha256_file(path)
+    if ModelFolder(path).weights.is_file():
+        return sha256_file(ModelFolder(path).weights)
+    if path.is_dir():
+        return sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    return source
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

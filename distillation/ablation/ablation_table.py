@@ -1,0 +1,73 @@
+"""From the evaluations of an ablation to its table: means over seeds, and differences paired by question and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillation.ablation.ablation_plan import Common, Plan, Row
+from pocketqa.errors import DataError
+from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, new_run, per_question, read
+from pocketqa.types import JSON
+
+PAPER = (
+    "The paper's differences (Sanh et al. 2019, table 4) are of the mean over the nine tasks of GLUE; ours are of F1 on questions after fine-tuning. "
+    "Signs and order compare, sizes do not."
+)
+
+
+def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequence[str]) -> RunFile:
+    """The run file of a finished ablation.  Raises DataError where evaluations are of different questions."""
+    evaluations = {row.name: [read(plan.evaluation(row.name, seed).leaves) for seed in seeds] for row in plan.rows}
+    rows = [_row(row, evaluations, seeds) for row in plan.rows]
+    reference = next(row.name for row in plan.rows if row.against is None)
+    first = evaluations[reference][0]
+    count, data = first.results["count"], first.data[0]
+    unit = first.results["intervals"]["resampled"]
+    measure = f"EM and F1 on {count:,} questions of {data.name} after fine-tuning, means of {len(seeds)} seeds"
+    notes = [
+        PAPER,
+        f"Intervals resample {unit}; the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, "
+        "which stands beside them.",
+        f"Each distillation saw {common.tokens:,} tokens of text; the paper's saw three passes over a far larger corpus.",
+    ]
+    extra: JSON = {"notes": notes, "tokens": common.tokens, "seeds": list(seeds), "left_out": list(plan.left_out)}
+    subjects = [Subject(row.name, row.words, evaluations[row.name][0].subjects[0].sha256, "pytorch") for row in plan.rows]
+    files = [DataFile(data.name, data.sha256, count, "development")]
+    return new_run("ablation", "ablation", subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
+
+
+def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int]) -> JSON:
+    ours = evaluations[row.name]
+    theirs = evaluations[row.against] if row.against else None
+    f1 = [float(run.results["f1"]) for run in ours]
+    before = [float(run.results["f1"]) for run in theirs] if theirs else None
+    return {
+        "name": row.name,
+        "words": row.words,
+        "against": row.against,
+        "distill": list(row.distill),
+        "finetune": list(row.finetune),
+        "f1": round(float(np.mean(f1)), 6),
+        "exact_match": round(float(np.mean([run.results["exact_match"] for run in ours])), 6),
+        "seeds": [
+            {"seed": seed, "f1": f1[i], "difference": round(f1[i] - before[i], 6) if before else None} for i, seed in enumerate(seeds)
+        ],
+        "difference": _difference(ours, theirs) if theirs else None,
+        "paper": row.paper,
+    }  # fmt: skip
+
+
+def _difference(ours: Sequence[RunFile], theirs: Sequence[RunFile]) -> JSON:
+    """F1 of one row minus that of another, in points: paired by question and seed."""
+    values = [per_question(run.results, run.name) for run in (*ours, *theirs)]
+    if len({value.ids_sha256 for value in values}) > 1:
+        raise DataError("The evaluations of an ablation are of different questions. Delete `evaluate` in --out and give the command again.")
+    a, b = (_mean_of_seeds(part) for part in (values[: len(ours)], values[len(ours) :]))  # (N,)
+    return mean_difference(a, b, values[0].groups).scaled(100).to_json()
+
+
+def _mean_of_seeds(values: Sequence[PerQuestion]) -> NDArray[np.float64]:
+    return np.asarray(np.mean([value.f1 for value in values], axis=0))

@@ -1,0 +1,210 @@
+"""Distil a smaller encoder from a masked-language model on a text corpus.
+
+    pocketqa distill bert-base-uncased --corpus text/*.txt.xz --recipe distilbert_paper --out runs-local/distilbert
+    pocketqa distill TEACHER --corpus text/ --tokens 10000000 --out runs-local/student                 # six layers of twelve, small-CPU settings
+    pocketqa distill TEACHER --corpus text/ --random-init --out runs-local/ablation                         # the same student, drawn at random
+    pocketqa distill TEACHER --layers 4 --hidden 312 --intermediate 1200 --recipe tinybert_general --corpus text/ --out runs-local/tinybert
+    pocketqa distill IB_TEACHER --layers 24 --bottleneck 128 --recipe mobilebert_progressive --corpus text/ --out runs-local/mobilebert
+
+The student is a DistilBERT: some of the teacher's layers (see `distillation/models/students.py`), its embeddings with token-type row 0 added to the
+positions, and its language head.  With --hidden, --heads or --intermediate it has a geometry of its own; with --bottleneck it is a MobileBERT; with
+--student it is any checkpoint.  The teacher needs a trained language head; with several, soft targets are the mean of their probabilities, and losses
+between layers look at the first.  An inverted-bottleneck teacher for MobileBERT comes from `pocketqa grow --inverted-bottleneck` and
+`pocketqa pretrain`.  Some text is kept apart, and the losses on it are printed at the end and, with --evaluate-every, on the way.  A stopped run goes
+on when the same command is given again.
+
+Departures from MobileBERT's release: AdamW instead of LAMB, one schedule over all phases, no next-sentence loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from distillation.knowledge.distill_losses import StepBatch, loss_function, measure
+from distillation.knowledge.distill_recipe import DistillRecipe
+from distillation.knowledge.transfer import Trained, Transfer
+from distillation.models import modeling, students
+from distillation.models.distill_start import Start, add_flags, start_of, start_student
+from distillation.models.teachers import check_hidden, check_logits, check_vocabulary, language_teachers
+from distillation.pretrain import check_fit, shared_corpus
+from distillation.text import lm, mlm
+from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_size, plan_steps
+from distillation.text.masking import masked_batch
+from distillation.training import processes, recipes
+from distillation.training.checkpoints import weights_hash
+from distillation.training.loop import LoopResult, Stopped, run
+from distillation.training.memory import keep_pages
+from distillation.training.stage import Stage
+from pocketqa.features import Tokenizer
+from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
+from pocketqa.types import JSON
+
+DEFAULT_TEACHER = "bert-base-uncased"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A distillation, fully resolved."""
+
+    teachers: tuple[str, ...]
+    text: CorpusArguments
+    start: Start
+    recipe: DistillRecipe
+    stage: Stage
+
+
+def main(argv: list[str]) -> int:
+    """The verb `pocketqa distill`."""
+    job = _parse(argv)
+    keep_pages()
+    try:
+        summary = distill(job)
+    except Stopped as stopped:
+        processes.say(str(stopped))
+        return 143
+    if job.stage.run_file and processes.is_main():
+        processes.say(f"run file: {write(_run_of(job, summary, argv), job.stage.run_file)}")
+    if processes.is_main():
+        print(json.dumps(summary, sort_keys=True))
+    processes.say(f"next: pocketqa finetune {job.stage.out} --data train-v1.1.json [--teacher A_READER] --out {job.stage.out}-reader")
+    return 0
+
+
+def distill(job: Job) -> JSON:
+    """Run a job and leave a checkpoint folder; returns its summary (also in the manifest)."""
+    recipe, stage = job.recipe, job.stage
+    torch.manual_seed(recipe.seed)
+    teachers = language_teachers(job.teachers)
+    student, origin = start_student(job.start, job.teachers[0], teachers[0], recipe)
+    check_logits(student, teachers, job.teachers)
+    if recipe.alpha_cos:
+        check_hidden(student, teachers[0])
+    trained = Trained(student, Transfer(student.config, teachers[0].config, recipe))
+    work = stage.begin(job.teachers[0])
+    check_vocabulary(Tokenizer(work / "tokenizer.json"), job.teachers[0], [*job.teachers[1:], *([job.start.student] if job.start.student else [])])
+    corpus = shared_corpus(job.text, work, recipe)
+    for model, name in ((student, "the student"), *zip(teachers, job.teachers, strict=True)):
+        check_fit(model, corpus, name)
+    rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens, recipe.seed)
+    plan = plan_steps(corpus.lengths, recipe, rows)
+    _say_plan(job, trained, corpus, plan, apart, origin)
+
+    def make_batch(indices: Sequence[int], step: int) -> StepBatch:
+        return StepBatch(masked_batch(corpus, indices, step, recipe), step)
+
+    def score() -> float:
+        found = measure(trained, teachers, corpus, apart, recipe, len(plan))
+        processes.say(_say_losses(found))
+        return -found["loss"]
+
+    loss_of = loss_function(trained, teachers, recipe, len(plan))
+    identity = _identity(job, corpus)
+    result = run(trained, plan, make_batch, loss_of, recipe, stage.keeping, identity, score=score if len(apart) else None, say=processes.say)
+    development = _development(job, trained, teachers, corpus, apart, len(plan)) if len(apart) and processes.is_main() else None
+    summary = _summary(job, student, origin, corpus, plan, result, development)
+    kept = student if _has_head(job) else cast(PreTrainedModel, student.base_model)  # a head that nothing trained is none
+    stage.finish(kept, tokenizer_from=job.teachers[0], parent=summary["start"], summary=summary, seed=recipe.seed)
+    return summary
+
+
+def _has_head(job: Job) -> bool:
+    copied = not job.start.configured and not job.start.random
+    return copied or job.recipe.alpha_ce + job.recipe.alpha_mlm > 0
+
+
+def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], apart: Rows, origin: JSON) -> None:
+    tokens, waste = plan_size(plan, corpus.lengths)
+    student = trained.student
+    layers = modeling.depth(student.config)
+    processes.say(f"student: {type(student).__name__}, {layers} layers, {students.parameters_of(student):,} parameters; start: {json.dumps(origin)}")
+    if trained.transfer.pairs:
+        processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
+    processes.say(f"teacher: {', '.join(job.teachers)}")
+    processes.say(corpus.say())
+    processes.say(f"{len(apart):,} rows ({int(corpus.lengths[apart].sum()):,} tokens) kept apart for the development loss")
+    processes.say(f"{len(plan):,} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads")
+    processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+
+
+def _say_losses(found: JSON) -> str:
+    return "held-out text: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+
+
+def _development(job: Job, trained: Trained, teachers: Sequence[PreTrainedModel], corpus: Corpus, apart: Rows, steps: int) -> JSON:
+    """Losses on the text kept apart; `loss` and `perplexity` are of its masked tokens, where the student has a language head."""
+    found = measure(trained, teachers, corpus, apart, job.recipe, steps)
+    processes.say(_say_losses(found))
+    if not _has_head(job):
+        return {"distillation": found}
+    words = mlm.measure(trained.student, corpus, apart, job.recipe)
+    processes.say(words.say())
+    return {**words.to_json(), "distillation": found}
+
+
+def _identity(job: Job, corpus: Corpus) -> str:
+    start = dataclasses.asdict(job.start) | {"student": weights_hash(job.start.student) if job.start.student else None}
+    parts = [dataclasses.asdict(job.recipe), corpus.key, [weights_hash(source) for source in job.teachers], start]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _summary(
+    job: Job, student: PreTrainedModel, origin: JSON, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: JSON | None
+) -> JSON:
+    teachers = [weights_hash(source) for source in job.teachers]
+    return {
+        "step": "distill",
+        "name": job.stage.name,
+        "start": weights_hash(job.start.student) if job.start.student else teachers[0],
+        "teacher": teachers[0] if len(teachers) == 1 else teachers,
+        "student": origin,
+        "data": [{"file": source["name"], **{key: source[key] for key in ("sha256", "tokens", "documents")}} for source in corpus.sources],
+        "corpus": corpus.key,
+        "recipe": dataclasses.asdict(job.recipe),
+        "parameters": students.parameters_of(student),
+        "rows": sum(len(batch) for step in plan for batch in step),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "losses": result.losses,
+        "development": development,
+    }
+
+
+def _run_of(job: Job, summary: JSON, argv: Sequence[str]) -> RunFile:
+    results = training_results(
+        questions=summary["rows"],
+        steps=summary["steps"],
+        tokens=summary["tokens"],
+        seconds=summary["seconds"],
+        loss=summary["losses"].get("loss"),
+        recipe={**summary["recipe"], **{key: summary[key] for key in ("start", "teacher", "student", "corpus")}},
+        stage="distill",
+        losses=summary["losses"],
+        development=summary["development"],
+    )
+    data = [DataFile(source["file"], source["sha256"], source["documents"], "training") for source in summary["data"]]
+    name, threads = job.stage.name, torch.get_num_threads()
+    subject = Subject(name, "student", weights_hash(str(job.stage.out)), precision=job.recipe.precision, threads=threads)
+    return new_run("training", name, [subject], data, ["pocketqa", "distill", *argv], results)
+
+
+def _parse(argv: list[str]) -> Job:
+    parser = argparse.ArgumentParser(prog="pocketqa distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = f"folder or Hub name of a {lm.FAMILIES} with a trained language head; several make an ensemble (default {DEFAULT_TEACHER})"
+    parser.add_argument("teacher", nargs="*", default=[DEFAULT_TEACHER], help=words)
+    CorpusArguments.add_flags(parser)
+    add_flags(parser)
+    Stage.add_flags(parser)
+    recipes.add_flags(parser, DistillRecipe)
+    given = parser.parse_args(argv)
+    recipe = recipes.from_arguments(given, DistillRecipe)
+    return Job(tuple(given.teacher), CorpusArguments.of(given), start_of(given), recipe, Stage.of(given))

@@ -1,0 +1,1 @@
+"""Classification: the tasks of GLUE, and IMDb."""

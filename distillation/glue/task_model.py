@@ -1,0 +1,140 @@
+"""BERT and DistilBERT with a head for classification: loading, predicting, and a teacher's outputs, kept on disk.
+
+Legend: N rows, B rows of a batch, C classes (1 for a real number).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
+
+from distillation.glue.classification import Task, TaskBatch, TaskRow
+from distillation.glue.task_data import to_batch
+from distillation.models import modeling
+from distillation.training import processes
+from pocketqa.errors import TrainingError
+from pocketqa.writes import write_atomic
+
+HEADS = ("classifier.", "pre_classifier.", "bert.pooler.")  # what may be drawn anew: bert.pooler, since the reading heads do without it
+OUTPUTS = "outputs"
+PREDICT_TOKENS = 16384  # of a batch, padding included
+
+
+def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[str], None] = processes.say, **overrides: Any) -> PreTrainedModel:
+    """A BERT or DistilBERT with a head for `task` from a folder or Hub name.
+
+    new_head: heads of other tasks are dropped and a new one is drawn from torch's global generator, which is said; otherwise a checkpoint that was
+    not trained on this task is refused with the command that trains it.  overrides: configuration values to set, such as dropout rates.
+    """
+    config = modeling.load_config(source)
+    learnt = getattr(config, "finetuning_task", None)
+    if not new_head and (learnt != task.name or config.num_labels != task.outputs):
+        raise TrainingError(
+            f"Expected a checkpoint trained on {task.title}, found one of {learnt or 'no task of classification'} in {source}. "
+            f"Train one with: pocketqa finetune {source} --task {task.name} --data DIR --out OUT"
+        )
+    for key, value in (_labels(task) | overrides).items():
+        setattr(config, key, value)
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # it tells of new weights too, and we say which and why
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(told)
+    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
+    drawn = sorted({*report["missing_keys"], *mismatched})
+    if wrong := [name for name in drawn if not name.startswith(HEADS)]:
+        raise TrainingError(
+            f"{source} lacks {len(wrong)} weights of a {config.model_type} encoder, first {wrong[0]!r}. Expected a complete checkpoint."
+        )
+    if not new_head and drawn:
+        raise TrainingError(f"{source} lacks {drawn[0]!r}, a weight of its own head. Train it again with: pocketqa finetune --task {task.name}")
+    if learnt not in (None, task.name) and not mismatched:  # as many classes, but others
+        nn.init.normal_(model.classifier.weight, std=config.initializer_range)
+        nn.init.zeros_(model.classifier.bias)
+        drawn += ["classifier.bias", "classifier.weight"]
+    _say_heads(source, report["unexpected_keys"], drawn, say)
+    return cast(PreTrainedModel, model)
+
+
+def outputs_of(model: nn.Module, batch: TaskBatch) -> Tensor:
+    """Logits (B, C), or for a real number (B, 1)."""
+    return cast(Tensor, model(**modeling.inputs_of(model, batch.ids, batch.mask, batch.token_types)).logits)
+
+
+def predict(model: PreTrainedModel, rows: Sequence[TaskRow], task: Task, pad_id: int, precision: str = "fp32") -> Tensor:
+    """Outputs (N, C) in float32, in the order of the rows; a model in training mode is put back into it."""
+    device, training = model.device, model.training
+    out = torch.zeros((len(rows), task.outputs))  # (N, C)
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    at = 0
+    while at < len(order):
+        chosen = order[at : at + max(1, PREDICT_TOKENS // len(rows[order[at]].ids))]
+        batch = to_batch([rows[i] for i in chosen], task, pad_id).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            out[chosen] = outputs_of(model, batch).float().cpu()
+        at += len(chosen)
+    model.train(training)
+    return out
+
+
+def predictions_of(outputs: Tensor, task: Task) -> Tensor:
+    """(N,) the likeliest class of each row, or the real number."""
+    return outputs[:, 0] if task.real else outputs.argmax(dim=-1)
+
+
+def kept_outputs(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What a teacher says of all rows (N, C): read from `path` where the file has this key, else made and written there.
+
+    key: hash of everything the outputs depend on.  Raises TrainingError that names a damaged file.
+    """
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                kept: Tensor = file.get_tensor(OUTPUTS)
+                found = (file.metadata() or {}).get("key")
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{path} is damaged ({error}). Delete it; the teacher's outputs are then computed again.") from None
+        if found == key and torch.isfinite(kept).all():
+            return kept
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_atomic(path, save({OUTPUTS: made.contiguous()}, metadata={"key": key}))
+    except OSError as error:
+        raise TrainingError(f"The teacher's outputs could not be written to {path}: {error}. Make room or give another --out.") from error
+    return made
+
+
+def _labels(task: Task) -> dict[str, Any]:
+    names = dict(enumerate(task.classes)) if task.classes else {0: "score"}
+    kind = "regression" if task.real else "single_label_classification"
+    return {
+        "num_labels": task.outputs,
+        "id2label": names,
+        "label2id": {n: i for i, n in names.items()},
+        "problem_type": kind,
+        "finetuning_task": task.name,
+    }
+
+
+def _say_heads(source: str, unexpected: Sequence[str], drawn: Sequence[str], say: Callable[[str], None]) -> None:
+    dropped = sorted({name.partition(".")[0] for name in unexpected})
+    if dropped:
+        say(f"{source}: dropped the weights of another head: {', '.join(dropped)}")
+    if drawn:
+        say(f"{source}: new weights for {json.dumps(sorted({name.rpartition('.')[0] for name in drawn}))}, drawn from the seed")

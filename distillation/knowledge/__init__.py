@@ -1,0 +1,1 @@
+"""What a student learns from a teacher: the losses, and the recipes that weigh them."""

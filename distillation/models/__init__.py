@@ -1,0 +1,1 @@
+"""Checkpoints as models: loading, growing, cutting, configuring."""

@@ -1,0 +1,1 @@
+"""Question answering: training windows, losses, teachers' logits kept on disk."""

@@ -1,0 +1,150 @@
+"""What teachers say of training windows, kept on disk: start and end logits in float32, each token of each window, nothing rounded or left out.
+
+A cache is a folder teacher-KEY; KEY is a hash of the windows, the teacher's weights and the precision it computes in.  It is made once, as a whole or
+not at all, and memory-mapped from then on, so that neither the teacher nor all its logits need to be in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distillation.models.modeling import inputs_of
+from distillation.questions.data import TrainingWindow, to_batch
+from distillation.training import checkpoints, processes
+from distillation.training.loop import DTYPES
+from pocketqa.errors import TrainingError
+from pocketqa.folders import SHORT_HASH, atomic_folder, sha256_file
+
+LOGITS, INDEX = "logits.f32", "index.json"
+SIDES = 2  # start and end
+TOKENS_AT_ONCE = 6000
+
+
+class TeacherLogits:
+    """The start and end logits of one teacher for every window of a training."""
+
+    def __init__(self, folder: Path, lengths: NDArray[np.int64]) -> None:
+        """lengths (W,): tokens of each window, in the order in which they were read."""
+        self._ends = np.cumsum(lengths)  # (W,)
+        self._lengths = lengths
+        self._values = np.memmap(folder / LOGITS, dtype="<f4", mode="r", shape=(int(self._ends[-1]), SIDES))
+
+    def of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits (B, T) of some windows, padded with zeros to the longest."""
+        longest = int(self._lengths[list(indices)].max())
+        padded = np.zeros((len(indices), longest, SIDES), dtype=np.float32)  # (B, T, 2)
+        for row, index in enumerate(indices):
+            length = int(self._lengths[index])
+            padded[row, :length] = self._values[self._ends[index] - length : self._ends[index]]
+        return torch.from_numpy(padded[..., 0].copy()), torch.from_numpy(padded[..., 1].copy())
+
+
+def windows_hash(windows: Sequence[TrainingWindow]) -> str:
+    """sha256 of the tokens of all windows, in order; targets do not count."""
+    digest = hashlib.sha256()
+    for item in windows:
+        for values in (item.window.ids, item.window.token_types):
+            digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes() + b"|")
+    return digest.hexdigest()
+
+
+def teacher_logits(
+    cache: Path, source: str, windows: Sequence[TrainingWindow], pad_id: int, precision: str, load: Callable[[], PreTrainedModel]
+) -> TeacherLogits:
+    """The logits of a teacher, from the cache or, the first time, computed into it by the main process while the others wait.
+
+    source: the teacher's folder or Hub name; load: gives the model, and is called only where it has to compute.
+    Raises TrainingError for a cache whose bytes have changed, or that cannot be written.
+    """
+    content = windows_hash(windows)
+    key = hashlib.sha256(json.dumps([content, checkpoints.weights_hash(source), precision]).encode()).hexdigest()
+    folder = cache / f"teacher-{key[:SHORT_HASH]}"
+    lengths = np.array([len(item.window) for item in windows], dtype=np.int64)  # (W,)
+    if not processes.is_main():
+        processes.wait()
+    if folder.exists():
+        _check(folder, key, lengths)
+        processes.say(f"teacher {source}: logits from the cache {folder}")
+    else:
+        _make(folder, key, source, windows, lengths, pad_id, precision, load())
+    if processes.is_main():
+        processes.wait()
+    return TeacherLogits(folder, lengths)
+
+
+def _make(
+    folder: Path,
+    key: str,
+    source: str,
+    windows: Sequence[TrainingWindow],
+    lengths: NDArray[np.int64],
+    pad_id: int,
+    precision: str,
+    model: PreTrainedModel,
+) -> None:
+    processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a killed write
+        with atomic_folder(folder) as made:
+            _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
+            values = np.memmap(made / LOGITS, dtype="<f4", mode="r+", shape=(int(lengths.sum()), SIDES))
+            _fill(values, windows, lengths, pad_id, precision, model)
+            values.flush()
+            del values
+            index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
+            (made / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    except checkpoints.NOT_WRITTEN as error:
+        raise checkpoints.not_written(folder, error) from error
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Write `size` zero bytes: a full disk is an error here, and would be a fault of the machine in a memory-mapped file."""
+    block = bytes(min(size, 1 << 20))
+    with path.open("wb") as file:
+        for at in range(0, size, len(block)):
+            file.write(block[: size - at])
+
+
+def _fill(
+    values: NDArray[np.float32], windows: Sequence[TrainingWindow], lengths: NDArray[np.int64], pad_id: int, precision: str, model: PreTrainedModel
+) -> None:
+    """Compute all logits, longest windows first, so that too little memory shows at once."""
+    device, ends = processes.device(), np.cumsum(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        chosen = order[first : first + max(1, TOKENS_AT_ONCE // int(lengths[order[first]]))]
+        first += len(chosen)
+        batch = to_batch([windows[i] for i in chosen], pad_id).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32"):
+            out = model(**inputs_of(model, batch.ids, batch.mask, batch.token_types))
+        both = torch.stack((out.start_logits, out.end_logits), dim=-1).float().cpu().numpy()  # (B, T, 2)
+        for row, index in enumerate(chosen):
+            values[ends[index] - lengths[index] : ends[index]] = both[row, : lengths[index]]
+
+
+def _check(folder: Path, key: str, lengths: NDArray[np.int64]) -> None:
+    """Raise TrainingError where a cache is not what was written."""
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+        wanted, found = index["sha256"], sha256_file(folder / LOGITS)
+        size = (folder / LOGITS).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"The teacher cache {folder} is damaged: {error!r}. Delete it; it is then made again.") from None
+    if wanted != found or index.get("key") != key or size != 4 * SIDES * int(lengths.sum()):
+        raise TrainingError(
+            f"The teacher cache {folder / LOGITS} is damaged: expected sha256 {wanted[:SHORT_HASH]}..., found {found[:SHORT_HASH]}... "
+            f"(key {str(index.get('key'))[:SHORT_HASH]}). Delete {folder}; it is then made again."
+        )

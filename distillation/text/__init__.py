@@ -1,0 +1,1 @@
+"""Text corpora, masks, and language models on them."""

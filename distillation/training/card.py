@@ -1,0 +1,135 @@
+"""The model card of a trained checkpoint: README.md with the front matter that the Hugging Face Hub reads.
+
+What the manifest knows goes in.  Scores come from run files alone, and only from those that name the weights beside the card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from distillation.training.checkpoints import weights_hash
+from pocketqa.folders import MANIFEST, SHORT_HASH, ModelFolder, write_atomic
+from pocketqa.runs import RunFile
+from pocketqa.statistics import Interval
+from pocketqa.tables import interval
+from pocketqa.types import JSON
+
+UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub's
+TASKS = {"ForMaskedLM": "fill-mask", "ForQuestionAnswering": "question-answering", "ForSequenceClassification": "text-classification"}
+
+
+def write(folder: Path, name: str, base: str, summary: JSON, license_id: str | None = None, runs: Sequence[RunFile] = ()) -> None:
+    """Write README.md into a checkpoint folder that has its configuration and weights; one that is there is replaced.
+
+    base: folder or Hub name of what it started from; summary: what its manifest says of the run; runs: run files; those of other weights are left.
+    """
+    config = json.loads(ModelFolder(folder).config.read_text())
+    data = [source for source in summary.get("data") or [] if isinstance(source, Mapping)]
+    weights = weights_hash(str(folder))
+    measured = [run for run in runs if any(subject.sha256 == weights for subject in run.subjects)]
+    architecture = (config.get("architectures") or [config.get("model_type", "model")])[0]
+    lines = [
+        *_front_matter(architecture, base_name(base), data, summary, license_id or UNKNOWN_LICENSE),
+        *("", f"# {name}", ""),
+        *_description(architecture, base_name(base), summary, weights),
+        *_data(data),
+        *_training(summary),
+        *_scores(measured),
+    ]
+    write_atomic(ModelFolder(folder).card, "\n".join(lines).rstrip() + "\n")
+
+
+def base_name(base: str) -> str:
+    """What to call the model that a training started from: a Hub name as it is, a folder by its manifest's name, never by its place on a disk."""
+    path = Path(base)
+    if not path.is_dir():
+        return base
+    return ModelFolder(path).read_manifest().name if (path / MANIFEST).is_file() else path.resolve().name
+
+
+def _front_matter(architecture: str, base: str, data: Sequence[Mapping[str, object]], summary: JSON, license_id: str) -> list[str]:
+    task = next((tag for ending, tag in TASKS.items() if architecture.endswith(ending)), None)
+    tags = ["pocketqa", *(["knowledge-distillation"] if _teachers(summary) else [])]
+    names = list(dict.fromkeys(str(source["file"]) for source in data if source.get("file")))
+    entries = {"license": license_id, "library_name": "transformers", "pipeline_tag": task, "base_model": base, "datasets": names, "tags": tags}
+    lines = ["---"]
+    for key, value in entries.items():
+        if isinstance(value, list):
+            lines += [f"{key}:", *(f"- {_yaml(item)}" for item in value)] if value else []
+        elif value:
+            lines.append(f"{key}: {_yaml(value)}")
+    return [*lines, "---"]
+
+
+def _yaml(text: str) -> str:
+    """A string as YAML: plain where that is safe, else in JSON's quotes, which YAML reads."""
+    plain = text[0].isalpha() and all(letter.isalnum() or letter in "-_./" for letter in text)
+    return text if plain and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off") else json.dumps(text)
+
+
+def _description(architecture: str, base: str, summary: JSON, weights: str) -> list[str]:
+    size = f" of {summary['parameters']:,} parameters" if "parameters" in summary else ""
+    lines = [f"A {architecture}{size}, trained with PocketQA from {base}."]
+    if teachers := _teachers(summary):
+        lines.append(
+            f"It learnt from the outputs of {'a teacher' if len(teachers) == 1 else f'{len(teachers)} teachers'} (weights {', '.join(teachers)})."
+        )
+    return [*lines, "", f"Weights: sha256 {weights}. `{MANIFEST}` holds the hashes of all files, and every setting of the run.", ""]
+
+
+def _teachers(summary: JSON) -> list[str]:
+    """Short hashes of the weights it learnt from."""
+    found = summary.get("teachers") or summary.get("teacher") or []
+    return [str(item)[:SHORT_HASH] for item in ([found] if isinstance(found, str) else found)]
+
+
+def _data(data: Sequence[Mapping[str, object]]) -> list[str]:
+    if not data:
+        return []
+    rows = []
+    for source in data:
+        counts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in source.items() if isinstance(value, int) and value)
+        rows.append(f"| {source.get('file', '')} | {counts} | {str(source.get('sha256', ''))[:SHORT_HASH]} |")
+    return ["## Training data", "", "| file | content | sha256 |", "|---|---|---|", *rows, ""]
+
+
+def _training(summary: JSON) -> list[str]:
+    lines = ["## Training", ""]
+    if "steps" in summary:
+        seconds = summary.get("seconds", 0)
+        lines += [f"{summary['steps']:,} optimiser steps, {summary.get('tokens', 0):,} tokens, {seconds / 3600:.2f} hours.", ""]
+    if losses := summary.get("losses"):
+        lines += ["Over the last tenth of the steps: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()) + ".", ""]
+    if recipe := summary.get("recipe"):
+        lines += ["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in recipe.items()), ""]
+    return lines if len(lines) > 2 else []
+
+
+def _scores(runs: Sequence[RunFile]) -> list[str]:
+    rows = [row for run in runs for row in _rows(run)]
+    if not rows:
+        return ["## Scores", "", "No run file has measured these weights yet.", ""]
+    return ["## Scores", "", "| data | measure | value [95 %] | examples | run file |", "|---|---|---|---|---|", *rows, ""]
+
+
+def _rows(run: RunFile) -> list[str]:
+    """Scores of an evaluation, of a task, or of the development split of a training."""
+    results = run.results
+    measured = [item.name for item in run.data if item.split != "training"]
+    if run.kind == "classification":
+        named = [(str(results["task"]), results["score"], results["intervals"].get("score"))]
+    elif run.kind == "evaluation":
+        named = [(name, results[key], results["intervals"].get(key)) for name, key in (("exact match", "exact_match"), ("F1", "f1"))]
+    elif run.kind == "training" and results.get("best"):
+        results, measured = results["best"], measured or [(results.get("development") or {}).get("file", "development split")]
+        named = [("exact match", results["exact_match"], None), ("F1", results["f1"], None)]
+    else:
+        return []
+    files = ", ".join(measured)
+    return [f"| {files} | {name} | {_value(value, bounds)} | {results['count']:,} | {run.file_name} |" for name, value, bounds in named]
+
+
+def _value(value: float, bounds: JSON | None) -> str:
+    return interval(Interval.from_json(bounds)) if bounds else f"{value:.2f}"

@@ -1,0 +1,299 @@
+"""`pocketqa ablate`: presets, plans, and whole runs on tiny models, with a stand-in where the distillation itself is not the question."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertForMaskedLM, DistilBertForQuestionAnswering
+
+from distillation import ablate, finetune
+from distillation import distill as distill_verb
+from distillation.ablation import ablation_cost, ablation_plan
+from distillation.ablation.ablation_plan import Common, LayerMaps, choose_rows, make_plan, read_preset
+from pocketqa import runs
+from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.folders import write_manifest
+from pocketqa.statistics import Interval, mean_difference
+from tests.tiny import tiny_bert, tiny_distilbert, tiny_squad
+
+TWO = """reference = "whole"
+[[rows]]
+name = "less"
+words = "something left out"
+distill = ["--alpha-ce", "0"]
+paper = -2.96
+[[rows]]
+name = "whole"
+words = "everything"
+[[rows]]
+name = "tuned"
+words = "the same, fine-tuned otherwise"
+finetune = ["--weight-decay", "0.5"]
+[[rows]]
+name = "taught"
+words = "with a reader"
+teacher = true
+"""
+SIX_OF_TWELVE = LayerMaps(12, 6, (0, 2, 4, 6, 8, 10))
+FINETUNE = "--max-tokens 64 --doc-stride 16 --max-question-tokens 40 --batch-tokens 640 --epochs 0.5 --precision fp32"
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    path = tmp_path / "two.toml"
+    path.write_text(TWO)
+    return str(path)
+
+
+def common(**changes: object) -> Common:
+    values: dict[str, object] = {
+        "out": Path("out"), "teacher": "t", "corpus": ("text.txt",), "data": ("a.json@0.5",), "dev": "dev.json", "reader": None, "tokens": 100,
+    }  # fmt: skip
+    return Common(**(values | changes))  # type: ignore[arg-type]
+
+
+# ---- presets and plans
+
+
+def test_the_preset_of_the_paper() -> None:
+    rows = {row.name: row for row in read_preset("paper")}
+    assert next(iter(rows)) == "triple"
+    assert rows["triple"].against is None
+    papers = {name: row.paper for name, row in rows.items() if row.paper is not None}
+    assert papers == {"no-ce-no-mlm": -2.96, "no-cos-no-mlm": -1.46, "no-mlm": -0.31, "random": -3.69}
+    assert rows["second-step-padding"].against == "second-step"
+    assert all(row.against == "triple" for name, row in rows.items() if name not in ("triple", "second-step-padding"))
+
+
+def test_rows_bring_the_rows_they_are_compared_with() -> None:
+    rows = read_preset("paper")
+    chosen, left_out = choose_rows(rows, ["second-step-padding"], "reader")
+    assert ([row.name for row in chosen], left_out) == (["triple", "second-step", "second-step-padding"], ())
+    chosen, left_out = choose_rows(rows, ["no-mlm", "second-step"], None)
+    assert ([row.name for row in chosen], left_out) == (["triple", "no-mlm"], ("second-step",))
+    with pytest.raises(OptionsError, match="found nothing-like-it"):
+        choose_rows(rows, ["nothing-like-it"], None)
+
+
+def test_a_plan_pairs_seeds_and_shares_distillations(preset: str) -> None:
+    rows, left_out = choose_rows(read_preset(preset), None, "reader")
+    plan = make_plan(rows, [3, 5], common(reader="reader"), SIX_OF_TWELVE, left_out)
+    assert [row.name for row in plan.rows] == ["whole", "less", "tuned", "taught"]
+    assert [(work.verb, work.row.name) for work in plan.works[: len(plan.works) // 2]] == [
+        ("distill", "whole"), ("finetune", "whole"), ("evaluate", "whole"),
+        ("distill", "less"), ("finetune", "less"), ("evaluate", "less"),
+        ("finetune", "tuned"), ("evaluate", "tuned"), ("finetune", "taught"), ("evaluate", "taught"),
+    ]  # fmt: skip
+    assert [work.seed for work in plan.works] == [3] * 10 + [5] * 10
+    by_name = {(work.verb, work.row.name, work.seed): work for work in plan.works}
+    words = by_name["distill", "less", 5].words
+    assert words[-6:] == ("--tokens", "100", "--seed", "5", "--alpha-ce", "0")
+    assert by_name["finetune", "tuned", 3].words[0] == str(Path("out/distill/whole-seed-3"))
+    assert "--teacher" in by_name["finetune", "taught", 3].words and "--teacher" not in by_name["finetune", "tuned", 3].words
+    assert len({work.identity for work in plan.works}) == len(plan.works)
+    elsewhere = make_plan(rows, [3, 5], common(reader="reader", out=Path("elsewhere")), SIX_OF_TWELVE)
+    assert [work.identity for work in elsewhere.works] == [work.identity for work in plan.works]
+    longer = make_plan(rows, [3, 5], common(reader="reader", tokens=200), SIX_OF_TWELVE)
+    assert not {work.identity for work in longer.works} & {work.identity for work in plan.works}
+
+
+def test_layers_are_filled_in() -> None:
+    names = ["first-layers", "last-layers", "even-layers", "spread-layers"]
+    rows, _ = choose_rows(read_preset("paper"), names, None)
+    plan = make_plan(rows, [0], common(), SIX_OF_TWELVE)
+    works = {work.row.name: work.words[-6:] for work in plan.works if work.verb == "distill" and work.row.distill}
+    assert {name: " ".join(words) for name, words in works.items()} == {
+        "first-layers": "0 1 2 3 4 5", "last-layers": "6 7 8 9 10 11", "spread-layers": "0 2 4 7 9 11",
+    }  # fmt: skip
+    assert plan.left_out == ("even-layers (the layers that are taken anyway)",)
+    released = make_plan(rows, [0], common(), LayerMaps(12, 6, (0, 2, 4, 7, 9, 11)))
+    assert released.left_out == ("spread-layers (the layers that are taken anyway)",)
+    assert LayerMaps(4, 1, (0,)).filled("{spread_layers}") == LayerMaps(4, 1, (0,)).filled("{even_layers}") == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("reference = ", "refer = "), r"unknown entry 'refer'; reference must be the name of a row"),
+        (('words = "everything"', "words = 3"), "row 'whole': words must be str"),
+        (('name = "tuned"', 'name = "whole"'), "row 'whole': a name is its own"),
+        (("teacher = true", 'against = "nobody"'), "row 'taught': against must name a row, found 'nobody'"),
+        (("teacher = true", "teacher = true\nepochs = 3"), "row 'taught': unknown entry 'epochs'"),
+        (("[[rows]]", "[[row]]"), r"expected a list of tables \[\[rows\]\]"),
+        (("reference", "= ="), "Expected a preset of an ablation"),
+    ],
+)
+def test_wrong_presets_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(TWO.replace(*change))
+    with pytest.raises(OptionsError, match=message):
+        read_preset(str(path))
+    with pytest.raises(OptionsError, match=r"Expected a preset of an ablation \(.*paper.*\).* found 'other'"):
+        read_preset("other")
+
+
+# ---- whole runs
+
+
+class StandIn:
+    """A distillation that leaves a random student, another one for other flags and seeds."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.status = 0
+
+    def __call__(self, argv: list[str]) -> int:
+        self.calls.append(argv)
+        if self.status:
+            return self.status
+        out = Path(argv[argv.index("--out") + 1])
+        tiny_distilbert(out, layers=1)
+        torch.manual_seed(int(argv[argv.index("--seed") + 1]))
+        model = DistilBertForQuestionAnswering.from_pretrained(out)
+        if "--alpha-ce" in argv:
+            torch.nn.init.normal_(model.distilbert.embeddings.word_embeddings.weight)
+        torch.nn.init.normal_(model.qa_outputs.weight)
+        model.save_pretrained(out)
+        write_manifest(out, kind="checkpoint", name=out.name, config={"seconds": 30.0})
+        return 0
+
+
+@pytest.fixture
+def distill(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setitem(ablate.VERBS, "distill", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def command(tmp_path: Path, preset: str) -> list[str]:
+    teacher = tiny_bert(tmp_path / "teacher")
+    data = tiny_squad(tmp_path / "train.json", paragraphs=4, questions=2)
+    dev = tiny_squad(tmp_path / "dev.json", paragraphs=6, questions=2, seed=1)
+    (tmp_path / "text.txt").write_text("Some text.\n")
+    sources = ["--teacher", str(teacher), "--corpus", str(tmp_path / "text.txt"), "--data", str(data), "--dev", str(dev), "--seeds", "0", "1"]
+    return ["--preset", preset, *sources, "--tokens", "50", "--out", str(tmp_path / "out"), "--finetune-flags", FINETUNE]
+
+
+def test_a_whole_ablation_and_a_second_call(
+    tmp_path: Path, distill: StandIn, command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ablate.main([*command, "--dry-run"]) == 0
+    planned = capsys.readouterr()
+    assert "left out: taught (needs --reader)" in planned.err
+    assert "4 to distill" in planned.err and "estimated" in planned.err and "expected time of all that is left" in planned.err
+    assert not (tmp_path / "out").exists()
+
+    distill.status = 143  # stopped
+    assert ablate.main(command) == 143
+    distill.status = 0
+    assert ablate.main([*command, "--seeds", "0"]) == 0
+    capsys.readouterr()
+    assert ablate.main([*command, "--dry-run"]) == 0
+    assert "2 to distill: 30 s each, as the finished ones took" in capsys.readouterr().err
+    assert ablate.main([*command, "--run-file", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("finished already") == 8 + 1  # each, and their number
+    assert len(distill.calls) == 1 + 4
+    assert "| something left out |" in printed.out and "| -2.96 |" in printed.out
+    (run,) = runs.read_all(tmp_path / "runs").values()
+    assert run == runs.read(tmp_path / "out" / "ablation.json")
+    assert (run.kind, run.results["reference"], run.results["seeds"], run.results["left_out"]) == (
+        "ablation",
+        "whole",
+        [0, 1],
+        ["taught (needs --reader)"],
+    )
+
+    rows = {row["name"]: row for row in run.results["rows"]}
+    found = {name: [runs.read(tmp_path / "out" / "evaluate" / f"{name}-seed-{seed}.json") for seed in (0, 1)] for name in rows}
+    for name, row in rows.items():
+        assert row["f1"] == pytest.approx(np.mean([one.results["f1"] for one in found[name]]))
+    values = {name: np.mean([runs.per_question(one.results).f1 for one in pair], axis=0) for name, pair in found.items()}
+    groups = runs.per_question(found["whole"][0].results).groups
+    expected = mean_difference(values["less"], values["whole"], groups).scaled(100)
+    assert Interval.from_json(rows["less"]["difference"]) == pytest.approx(expected, abs=1e-5) or rows["less"]["difference"] == expected.to_json()
+    for i, one in enumerate(rows["less"]["seeds"]):
+        assert one["difference"] == pytest.approx(found["less"][i].results["f1"] - found["whole"][i].results["f1"], abs=1e-5)
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, distill: StandIn, command: list[str]) -> None:
+    assert ablate.main([*command, "--rows", "whole", "--seeds", "0"]) == 0
+    with pytest.raises(TrainingError, match="begun with other settings or data"):
+        ablate.main([*command, "--rows", "whole", "--seeds", "0", "--tokens", "60"])
+    shutil.rmtree(tmp_path / "out" / "distill")
+    tiny_distilbert(tmp_path / "out" / "distill" / "whole-seed-0")
+    write_manifest(tmp_path / "out" / "distill" / "whole-seed-0", kind="checkpoint", name="x")
+    with pytest.raises(TrainingError, match="was not left by an ablation"):
+        ablate.main([*command, "--rows", "whole", "--seeds", "0"])
+
+
+def test_bad_calls(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionsError, match=r"--seeds must differ, found 1 1; --tokens must be at least 1, found 0"):
+        ablate.main([*command, "--seeds", "1", "1", "--tokens", "0"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionsError, match="runs in one process"):
+        ablate.main(command)
+
+
+def test_the_cost_counts_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation_cost, "_matrix_rate", lambda: 1e9)
+    dev = tiny_squad(tmp_path / "dev.json")
+    teacher = tiny_bert(tmp_path / "teacher", layers=4)
+    source = common(teacher=str(teacher), data=(f"{dev}@0.5",), dev=str(dev), tokens=1000)
+    maps = ablation_cost.layer_maps(source)
+    assert maps == LayerMaps(4, 2, (0, 3))
+    guesses = ablation_cost._guesses(source, maps)
+    layer, vocabulary = 12 * 32 * 32, len((teacher / "vocab.txt").read_text(encoding="utf-8").splitlines()) * 32
+    masked = 0.15 * vocabulary
+    assert guesses["distill"] == pytest.approx(1000 * (6 * (2 * layer + masked) + 2 * (4 * layer + masked)) / 0.4e9)
+    assert guesses["finetune"] / guesses["evaluate"] == pytest.approx(2 * 0.5 * 6 / 2)  # epochs, share, training against forward
+    other = dataclasses.replace(source, distill_flags=("--layers", "3", "--ce-positions", "all"))
+    assert ablation_cost.layer_maps(other).student == 3
+    everywhere = ablation_cost._guesses(other, maps)["distill"]
+    assert everywhere == pytest.approx(1000 * (6 * (2 * layer + vocabulary) + 2 * (4 * layer + vocabulary)) / 0.4e9)
+
+
+def test_every_flag_of_the_preset_is_one_of_the_verbs(tmp_path: Path) -> None:
+    rows, _ = choose_rows(read_preset("paper"), None, "reader")
+    for work in make_plan(rows, [0], common(reader="reader", out=tmp_path), SIX_OF_TWELVE).works:
+        if work.verb == "distill":
+            job = distill_verb._parse(list(work.words))
+            assert (job.recipe.tokens, job.start.random) == (100, work.row.name == "random")
+        elif work.verb == "finetune":
+            reader = finetune._parse(list(work.words))
+            assert bool(reader.teachers) == work.row.teacher
+            assert reader.recipe.kl_over_padding == (work.row.name == "second-step-padding")
+
+
+def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = tiny_bert(tmp_path / "reader", layers=2)
+    teacher = BertForMaskedLM.from_pretrained(reader)  # the head is drawn, and from now on a trained one to all who look
+    shutil.copytree(reader, tmp_path / "teacher")
+    teacher.save_pretrained(tmp_path / "teacher")
+    data = tiny_squad(tmp_path / "data.json", paragraphs=4, questions=2)
+    text = "The red lamp of Anna is in the kitchen. The blue chair of Bruno is in the hall.\n\n"
+    (tmp_path / "text.txt").write_text(text * 60)
+    sources = ["--teacher", str(tmp_path / "teacher"), "--corpus", str(tmp_path / "text.txt"), "--data", str(data), "--dev", str(data)]
+    flags = ["--distill-flags", "--max-tokens 64 --batch-tokens 512 --precision fp32 --heldout-tokens 0", "--finetune-flags", FINETUNE]
+    rows = ["--rows", "random", "second-step-padding", "--reader", str(reader), "--seeds", "0", "--tokens", "2000"]
+    assert ablate.main([*sources, *flags, *rows, "--out", str(tmp_path / "out")]) == 0
+    run = runs.read(tmp_path / "out" / "ablation.json")
+    found = {row["name"]: row for row in run.results["rows"]}
+    assert list(found) == ["triple", "random", "second-step", "second-step-padding"]
+    assert (found["random"]["paper"], found["second-step-padding"]["against"]) == (-3.69, "second-step")
+    assert sorted(path.name for path in (tmp_path / "out" / "distill").iterdir() if path.suffix != ".json") == [
+        "corpus-cache", "random-seed-0", "triple-seed-0",
+    ]  # fmt: skip
+    printed = capsys.readouterr()
+    assert "| random initialisation |" in printed.out
+    assert "[9/10] " in printed.err
+
+
+def test_presets_stand_where_the_plan_looks() -> None:
+    assert (ablation_plan.PRESETS / "ablation_paper.toml").is_file()
