@@ -42,7 +42,6 @@ from distillation.text.masking import masked_batch
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
-from distillation.training.memory import keep_pages
 from distillation.training.stage import Stage
 from pocketqa.features import Tokenizer
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
@@ -65,7 +64,6 @@ class Job:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa distill`."""
     job = _parse(argv)
-    keep_pages()
     try:
         summary = distill(job)
     except Stopped as stopped:

@@ -29,7 +29,6 @@ from distillation.text.pretrain_recipe import PretrainRecipe, TextRecipe
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
-from distillation.training.memory import keep_pages
 from distillation.training.stage import Stage
 from pocketqa.errors import TrainingError
 from pocketqa.folders import MANIFEST, ModelFolder
@@ -54,7 +53,6 @@ class Job:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa pretrain`."""
     job = _parse(argv)
-    keep_pages()
     try:
         summary = pretrain(job)
     except Stopped as stopped:

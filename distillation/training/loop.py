@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distillation.knowledge.losses import LossTerms
 from distillation.training import checkpoints, processes
 from distillation.training.keeping import Keeper, Keeping
+from distillation.training.memory import keep_pages
 from distillation.training.processes import StopSignal
 from distillation.training.recipes import Recipe
 from distillation.training.reporting import Reporter, check_board, means
@@ -89,6 +90,7 @@ def run(
     Raises Stopped after SIGTERM or SIGINT once the state is saved; TrainingError where a loss is not finite, the disk is full or a state is damaged.
     """
     _check(recipe, keeping, score, plan)
+    keep_pages()
     model.to(processes.device())
     optimizer = make_optimizer(model, recipe)
     scaler = torch.amp.GradScaler(processes.device().type, enabled=recipe.precision == "fp16")
