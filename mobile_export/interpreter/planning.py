@@ -114,7 +114,10 @@ def _step(operation: Operation, constants: _Constants, opset: int) -> Step:
             except EngineError as error:
                 raise EngineError(f"Operation {operation.name!r} of type {operation.type!r}, {key}: {error}") from None
         elif (array := constants.array(group[0])) is not None:
-            fixed[key] = _plain(kind, array)
+            try:
+                fixed[key] = _plain(kind, array)
+            except (ValueError, IndexError) as error:
+                raise EngineError(f"Operation {operation.name!r} of type {operation.type!r}, {key}: {error}") from None
         else:
             bound[key] = (str(group[0]),)
     if operation.type == "cast" and TYPES.get(fixed.get("dtype", "")) != operation.outputs[0].dtype:

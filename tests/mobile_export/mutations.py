@@ -62,7 +62,8 @@ def altered(constant: Constant) -> Iterator[tuple[str, str, Any]]:
             flipped[place] = not flipped[place]
             yield "constant", f"{list(place)} flipped", flipped
     elif value.dtype.kind == "U":
-        yield "constant", f"{value} to {OTHER_WORDS[str(value)]}", np.array(OTHER_WORDS[str(value)])
+        other = _other_word(str(value))
+        yield "constant", f"{value} to {other}", np.array(other)
     else:
         for place in list(np.ndindex(value.shape))[:8]:
             more = np.array(value)
@@ -81,6 +82,12 @@ def exchanged(operation: Operation) -> Iterator[tuple[str, dict[str, tuple[str |
             order = list(group)
             order[left], order[right] = order[right], order[left]
             yield f"{key} {left} and {right} exchanged", operation.inputs | {key: tuple(order)}
+
+
+def _other_word(word: str) -> str:
+    """A word that means something else where this one stands; of an einsum, the result with its first and last axes exchanged."""
+    factors, arrow, result = word.partition("->")
+    return f"{factors}{arrow}{result[-1]}{result[1:-1]}{result[0]}" if arrow else OTHER_WORDS[word]
 
 
 def _row(value: Any) -> int:
