@@ -139,6 +139,7 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tasks.source_name("nyu-mll/glue", TASKS["rte"], "dev")[0] == "nyu-mll/glue rte dev"
 
 
+@pytest.mark.full
 def test_real_files(data_folder: Path) -> None:
     for name, counts in REAL_COUNTS.items():
         for split, count in zip(("train", "dev"), counts, strict=True):
