@@ -130,9 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--preset", choices=PRESETS, help="the DistilBERT paper's phone experiment, audited; or small BERTs beside their published figures")
     add("--mode", choices=tuple(MODES), default="quick", help="rules of the run (default: %(default)s; only full is fit to publish)")
-    add(
-        "--engines", default="onnxruntime", metavar="E,E", help=f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16, onnxruntime:int8"
-    )
+    engines = f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16 (default: onnxruntime; --preset paper: and executorch)"
+    add("--engines", metavar="E,E", help=engines)
     add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
     workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training, which has a --help of its own"
     add("--workload", nargs="+", default=[], metavar="W", help=workloads)
