@@ -13,6 +13,7 @@ from mobile_export.benchmark import main
 from mobile_export.checkpoint import geometry
 from mobile_export.checkpoint.geometry import BERT_BASE, DISTILBERT, Geometry, make_folder, parameters_of
 from mobile_export.timing import paper, paper_audit
+from mobile_export.timing.benchmark_options import parse
 from mobile_export.timing.contestants import folder_contestant
 from mobile_export.timing.paper_audit import audit, complete_parameters, published_parameters, time_cut
 from mobile_export.timing.single_stream import Rules, race
@@ -178,3 +179,8 @@ def test_weights_in_the_hubs_cache_are_found_without_the_network(tmp_path: Path,
 def test_core_ml_is_no_engine_of_this_preset() -> None:
     with pytest.raises(OptionsError, match="come from a phone's run file"):
         main(["--preset", "paper", "--engines", "coreml"])
+
+
+def test_engines_that_are_not_named_are_the_presets_own_choice() -> None:
+    assert parse(["--preset", "paper"]).engines is None
+    assert paper._default_engines()[0] == "onnxruntime"
