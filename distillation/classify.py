@@ -37,6 +37,7 @@ from distillation.glue.task_model import kept_outputs, load_classifier, predict,
 from distillation.glue.task_recipe import TaskRecipe
 from distillation.glue.tasks import load_examples, source_name
 from distillation.models import modeling
+from distillation.models.students import parameters_of
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import load_best, weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
@@ -188,7 +189,7 @@ def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
     tokens = sum(len(row.ids) for piece in steps for row in piece)
     padded = sum(len(piece) * max(len(row.ids) for row in piece) for piece in steps)
     choice = f"the best epoch on {len(prepared.apart)} of them is taken" if prepared.apart else "the last epoch is taken"
-    processes.say(f"{job.task.title}: {job.model}, {sum(p.numel() for p in model.parameters()):,} parameters; teacher: {job.teacher or 'none'}")
+    processes.say(f"{job.task.title}: {job.model}, {parameters_of(model):,} parameters; teacher: {job.teacher or 'none'}")
     processes.say(f"{len(rows)} examples, {prepared.cut} of them cut to {recipe.max_tokens} tokens; {len(prepared.plan)} steps; {choice}")
     processes.say(f"{tokens:,} tokens, padding waste {100 * (1 - tokens / padded):.1f} %, {torch.get_num_threads()} threads")
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(recipe))}")
@@ -209,7 +210,7 @@ def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: L
         "teacher": weights_hash(job.teacher) if job.teacher else None,
         "data": [{"file": name, "sha256": sha256, "examples": len(prepared.rows), "cut": prepared.cut, "kept_apart": len(prepared.apart)}],
         "recipe": dataclasses.asdict(job.recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters_of(model),
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": round(result.seconds, 1),

@@ -35,16 +35,15 @@ from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling, students
 from distillation.models.distill_start import Start, add_flags, start_of, start_student
 from distillation.models.teachers import check_hidden, check_logits, check_vocabulary, language_teachers
-from distillation.pretrain import check_fit, shared_corpus
 from distillation.text import lm, mlm
-from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_size, plan_steps
+from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
 from distillation.text.masking import masked_batch
+from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import weights_hash
-from distillation.training.loop import LoopResult, Stopped, run
-from distillation.training.stage import Stage
+from distillation.training.loop import LoopResult, run
+from distillation.training.stage import Stage, carry_out
 from pocketqa.features import Tokenizer
-from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
 from pocketqa.types import JSON
 
 DEFAULT_TEACHER = "bert-base-uncased"
@@ -64,17 +63,10 @@ class Job:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa distill`."""
     job = _parse(argv)
-    try:
-        summary = distill(job)
-    except Stopped as stopped:
-        processes.say(str(stopped))
-        return 143
-    if job.stage.run_file and processes.is_main():
-        processes.say(f"run file: {write(_run_of(job, summary, argv), job.stage.run_file)}")
-    if processes.is_main():
-        print(json.dumps(summary, sort_keys=True))
-    processes.say(f"next: pocketqa finetune {job.stage.out} --data train-v1.1.json [--teacher A_READER] --out {job.stage.out}-reader")
-    return 0
+    stage = job.stage
+    following = f"pocketqa finetune {stage.out} --data train-v1.1.json [--teacher A_READER] --out {stage.out}-reader"
+    origins = ("start", "teacher", "student")
+    return carry_out(stage, lambda: distill(job), lambda summary: text_run(stage, summary, "student", origins, argv), following)
 
 
 def distill(job: Job) -> JSON:
@@ -99,15 +91,20 @@ def distill(job: Job) -> JSON:
     def make_batch(indices: Sequence[int], step: int) -> StepBatch:
         return StepBatch(masked_batch(corpus, indices, step, recipe), step)
 
+    scores: list[dict[str, float]] = []
+
     def score() -> float:
         found = measure(trained, teachers, corpus, apart, recipe, len(plan))
         processes.say(_say_losses(found))
+        scores.append(found)
         return -found["loss"]
 
     loss_of = loss_function(trained, teachers, recipe, len(plan))
     identity = _identity(job, corpus)
     result = run(trained, plan, make_batch, loss_of, recipe, stage.keeping, identity, score=score if len(apart) else None, say=processes.say)
-    development = _development(job, trained, teachers, corpus, apart, len(plan)) if len(apart) and processes.is_main() else None
+    if not scores and len(apart) and processes.is_main():  # else the loop has just taken the last one
+        score()
+    development = _development(job, student, scores[-1], corpus, apart) if scores else None
     summary = _summary(job, student, origin, corpus, plan, result, development)
     kept = student if _has_head(job) else cast(PreTrainedModel, student.base_model)  # a head that nothing trained is none
     stage.finish(kept, tokenizer_from=job.teachers[0], parent=summary["start"], summary=summary, seed=recipe.seed)
@@ -120,16 +117,13 @@ def _has_head(job: Job) -> bool:
 
 
 def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], apart: Rows, origin: JSON) -> None:
-    tokens, waste = plan_size(plan, corpus.lengths)
     student = trained.student
     layers = modeling.depth(student.config)
     processes.say(f"student: {type(student).__name__}, {layers} layers, {students.parameters_of(student):,} parameters; start: {json.dumps(origin)}")
     if trained.transfer.pairs:
         processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
     processes.say(f"teacher: {', '.join(job.teachers)}")
-    processes.say(corpus.say())
-    processes.say(f"{len(apart):,} rows ({int(corpus.lengths[apart].sum()):,} tokens) kept apart for the development loss")
-    processes.say(f"{len(plan):,} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads")
+    say_text(corpus, plan, apart)
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
 
 
@@ -137,13 +131,11 @@ def _say_losses(found: JSON) -> str:
     return "held-out text: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
-def _development(job: Job, trained: Trained, teachers: Sequence[PreTrainedModel], corpus: Corpus, apart: Rows, steps: int) -> JSON:
+def _development(job: Job, student: PreTrainedModel, found: JSON, corpus: Corpus, apart: Rows) -> JSON:
     """Losses on the text kept apart; `loss` and `perplexity` are of its masked tokens, where the student has a language head."""
-    found = measure(trained, teachers, corpus, apart, job.recipe, steps)
-    processes.say(_say_losses(found))
     if not _has_head(job):
         return {"distillation": found}
-    words = mlm.measure(trained.student, corpus, apart, job.recipe)
+    words = mlm.measure(student, corpus, apart, job.recipe)
     processes.say(words.say())
     return {**words.to_json(), "distillation": found}
 
@@ -164,35 +156,9 @@ def _summary(
         "start": weights_hash(job.start.student) if job.start.student else teachers[0],
         "teacher": teachers[0] if len(teachers) == 1 else teachers,
         "student": origin,
-        "data": [{"file": source["name"], **{key: source[key] for key in ("sha256", "tokens", "documents")}} for source in corpus.sources],
-        "corpus": corpus.key,
-        "recipe": dataclasses.asdict(job.recipe),
-        "parameters": students.parameters_of(student),
-        "rows": sum(len(batch) for step in plan for batch in step),
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 1),
-        "losses": result.losses,
+        **text_summary(student, corpus, job.recipe, plan, result),
         "development": development,
     }
-
-
-def _run_of(job: Job, summary: JSON, argv: Sequence[str]) -> RunFile:
-    results = training_results(
-        questions=summary["rows"],
-        steps=summary["steps"],
-        tokens=summary["tokens"],
-        seconds=summary["seconds"],
-        loss=summary["losses"].get("loss"),
-        recipe={**summary["recipe"], **{key: summary[key] for key in ("start", "teacher", "student", "corpus")}},
-        stage="distill",
-        losses=summary["losses"],
-        development=summary["development"],
-    )
-    data = [DataFile(source["file"], source["sha256"], source["documents"], "training") for source in summary["data"]]
-    name, threads = job.stage.name, torch.get_num_threads()
-    subject = Subject(name, "student", weights_hash(str(job.stage.out)), precision=job.recipe.precision, threads=threads)
-    return new_run("training", name, [subject], data, ["pocketqa", "distill", *argv], results)
 
 
 def _parse(argv: list[str]) -> Job:

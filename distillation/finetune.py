@@ -32,8 +32,8 @@ from transformers import PreTrainedModel
 from distillation.evaluate import development_report
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling
+from distillation.models.students import parameters_of
 from distillation.models.teachers import check_vocabulary
-from distillation.pretrain import grown_from
 from distillation.questions.data import (
     DataSource,
     NegativeOptions,
@@ -47,14 +47,14 @@ from distillation.questions.data import (
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.question_losses import loss_function, teachers_of
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import weights_hash
-from distillation.training.loop import LoopResult, Step, Stopped, run
-from distillation.training.stage import Stage
+from distillation.training.checkpoints import grown_from, weights_hash
+from distillation.training.loop import LoopResult, Step, run
+from distillation.training.stage import Stage, carry_out
 from pocketqa import squad
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.features import Tokenizer
 from pocketqa.reader import Reader
-from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
+from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
 from pocketqa.runtimes.pytorch import PyTorchRuntime
 from pocketqa.types import JSON, NoAnswer, Scores
 
@@ -83,18 +83,9 @@ def main(argv: list[str]) -> int:
     job = _parse(argv)
     if job.dev and not any(example.answers for example in squad.load(job.dev)):
         raise DataError(f"{job.dev}: expected answerable questions to choose a threshold on, found none. Name another development split.")
-    try:
-        summary = finetune(job)
-    except Stopped as stopped:
-        processes.say(str(stopped))
-        return 143
-    if processes.is_main():
-        out, name = job.stage.out, job.stage.name
-        if job.stage.run_file:
-            processes.say(f"run file: {write(_training_run(job, summary, argv), job.stage.run_file)}")
-        print(json.dumps(summary, sort_keys=True))
-        processes.say(f"next: pocketqa evaluate {out} --data dev-v1.1.json    or    pocketqa package {out} --out models/{name}")
-    return 0
+    out, name = job.stage.out, job.stage.name
+    following = f"pocketqa evaluate {out} --data dev-v1.1.json    or    pocketqa package {out} --out models/{name}"
+    return carry_out(job.stage, lambda: finetune(job), lambda summary: _training_run(job, summary, argv), following)
 
 
 def finetune(job: Job) -> JSON:
@@ -187,7 +178,7 @@ def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], pla
     lengths = np.array([len(item.window) for item in windows])
     padded = sum(len(batch) * int(lengths[list(batch)].max()) for step in plan for batch in step)
     tokens = sum(int(lengths[list(batch)].sum()) for step in plan for batch in step)
-    parameters = sum(p.numel() for p in trained.student.parameters())
+    parameters = parameters_of(trained.student)
     processes.say(f"model {job.model}: {parameters:,} parameters; teacher: {', '.join(job.teachers) or 'none'}")
     if trained.transfer.pairs:
         processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
@@ -218,7 +209,7 @@ def _summary(job: Job, model: nn.Module, counts: list[JSON], result: LoopResult,
         "grown": grown_from(job.model),
         "data": counts,
         "recipe": dataclasses.asdict(job.recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters_of(model),
         "windows": len(windows),
         "steps": result.steps,
         "tokens": result.tokens,

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     shallow = modeling.depth(base.config)
     grown = modeling.grow(base, given.layers, given.insert)
     save_start(grown, given.base, given.out, {"step": "grow", "from_layers": shallow, "layers": given.layers, "insert": given.insert})
-    print(f"{shallow} -> {given.layers} layers, {sum(p.numel() for p in grown.parameters()):,} parameters, in {given.out}", file=sys.stderr)
+    print(f"{shallow} -> {given.layers} layers, {parameters_of(grown):,} parameters, in {given.out}", file=sys.stderr)
     print(f"next: pocketqa finetune {given.out} --data train-v1.1.json --out {given.out}-finetuned", file=sys.stderr)
     return 0
 

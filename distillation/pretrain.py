@@ -17,22 +17,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from distillation.models.modeling import dropout_rates
+from distillation.models.students import parameters_of
 from distillation.text import lm, mlm
-from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, open_corpus, plan_size, plan_steps
+from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
 from distillation.text.masking import MaskedBatch, masked_batch
-from distillation.text.pretrain_recipe import PretrainRecipe, TextRecipe
+from distillation.text.pretrain_recipe import PretrainRecipe
+from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import weights_hash
-from distillation.training.loop import LoopResult, Stopped, run
-from distillation.training.stage import Stage
-from pocketqa.errors import TrainingError
-from pocketqa.folders import MANIFEST, ModelFolder
-from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
+from distillation.training.checkpoints import grown_from, weights_hash
+from distillation.training.loop import LoopResult, run
+from distillation.training.stage import Stage, carry_out
 from pocketqa.types import JSON
 
 LARGEST_WASTE = 0.05  # of positions, on padding
@@ -53,17 +52,9 @@ class Job:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa pretrain`."""
     job = _parse(argv)
-    try:
-        summary = pretrain(job)
-    except Stopped as stopped:
-        processes.say(str(stopped))
-        return 143
-    if job.stage.run_file and processes.is_main():
-        processes.say(f"run file: {write(_run_of(job, summary, argv), job.stage.run_file)}")
-    if processes.is_main():
-        print(json.dumps(summary, sort_keys=True))
-    processes.say(f"next: pocketqa distill {job.stage.out} --corpus {' '.join(job.text.paths)} --out {job.stage.out}-student")
-    return 0
+    stage = job.stage
+    following = f"pocketqa distill {stage.out} --corpus {' '.join(job.text.paths)} --out {stage.out}-student"
+    return carry_out(stage, lambda: pretrain(job), lambda summary: text_run(stage, summary, "teacher", ("start", "grown"), argv), following)
 
 
 def pretrain(job: Job) -> JSON:
@@ -109,61 +100,18 @@ def pretrain(job: Job) -> JSON:
     return summary
 
 
-def shared_corpus(text: CorpusArguments, tokenizer: Path, recipe: TextRecipe) -> Corpus:
-    """The corpus of a command line; the main process tokenises it, the others find it in the cache."""
-    if not processes.is_main():
-        processes.wait()
-    corpus = open_corpus(text.paths, tokenizer, recipe.rows(text.limit), text.cache, processes.say)
-    if processes.is_main():
-        processes.wait()
-    return corpus
-
-
-def check_fit(model: PreTrainedModel, corpus: Corpus, name: str) -> None:
-    """Raise TrainingError where a model has no embedding for some token or position of a corpus."""
-    config = model.config
-    if config.vocab_size < corpus.vocabulary.size:
-        raise TrainingError(
-            f"The tokenizer of {name} has {corpus.vocabulary.size} entries, its model only {config.vocab_size} embeddings: no pair. "
-            "Copy the checkpoint again from where it came from."
-        )
-    if config.max_position_embeddings < corpus.options.max_tokens:
-        raise TrainingError(
-            f"--max-tokens {corpus.options.max_tokens} exceeds the {config.max_position_embeddings} positions of {name}. Lower --max-tokens."
-        )
-
-
-def grown_from(source: str) -> JSON | None:
-    """What the manifest of a checkpoint says of how it was grown: from_layers, layers, insert; None where it was not."""
-    if not (Path(source) / MANIFEST).is_file():
-        return None
-    config = ModelFolder(Path(source)).read_manifest().config
-    grown: JSON | None = config if config.get("step") == "grow" else config.get("grown")
-    return {key: grown[key] for key in ("from_layers", "layers", "insert")} if grown else None
-
-
-def dropout_of(model_type: str, recipe: TextRecipe) -> dict[str, float]:
-    """The configuration values that set a recipe's dropout."""
-    names = ("dropout", "attention_dropout") if model_type == "distilbert" else ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return dict(zip(names, (recipe.dropout, recipe.attention_dropout), strict=True))
-
-
 def _start(job: Job) -> tuple[PreTrainedModel, bool]:
     """The model to train, and whether its language head is new."""
     config = lm.load_config(job.model)
-    model, missing = lm.load_or_start(job.model, **dropout_of(config.model_type, job.recipe))
+    model, missing = lm.load_or_start(job.model, **dropout_rates(config.model_type, job.recipe.dropout, job.recipe.attention_dropout))
     if job.layers is not None and job.layers != config.num_hidden_layers:
         model = lm.grow_language_model(model, job.layers, job.insert)
     return model, bool(missing)
 
 
 def _say_plan(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:
-    tokens, waste = plan_size(plan, corpus.lengths)
-    parameters = sum(p.numel() for p in model.parameters())
-    processes.say(f"model {job.model}: {type(model).__name__}, {model.config.num_hidden_layers} layers, {parameters:,} parameters")
-    processes.say(corpus.say())
-    processes.say(f"{len(apart):,} rows ({int(corpus.lengths[apart].sum()):,} tokens) kept apart for the development loss")
-    processes.say(f"{len(plan):,} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads")
+    processes.say(f"model {job.model}: {type(model).__name__}, {model.config.num_hidden_layers} layers, {parameters_of(model):,} parameters")
+    waste = say_text(corpus, plan, apart)
     if waste > LARGEST_WASTE:
         processes.say(f"warning: more than {100 * LARGEST_WASTE:.0f} % of the positions are padding; raise --batch-tokens or leave --packed on")
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
@@ -183,35 +131,9 @@ def _summary(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[St
         "name": job.stage.name,
         "start": weights_hash(job.model),
         "grown": grown,
-        "data": [{"file": source["name"], **{key: source[key] for key in ("sha256", "tokens", "documents")}} for source in corpus.sources],
-        "corpus": corpus.key,
-        "recipe": dataclasses.asdict(job.recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "rows": sum(len(batch) for step in plan for batch in step),
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 1),
-        "losses": result.losses,
+        **text_summary(model, corpus, job.recipe, plan, result),
         "development": development.to_json() if development else None,
     }
-
-
-def _run_of(job: Job, summary: JSON, argv: Sequence[str]) -> RunFile:
-    results = training_results(
-        questions=summary["rows"],
-        steps=summary["steps"],
-        tokens=summary["tokens"],
-        seconds=summary["seconds"],
-        loss=summary["losses"].get("loss"),
-        recipe={**summary["recipe"], "start": summary["start"], "grown": summary["grown"], "corpus": summary["corpus"]},
-        stage="pretrain",
-        losses=summary["losses"],
-        development=summary["development"],
-    )
-    data = [DataFile(source["file"], source["sha256"], source["documents"], "training") for source in summary["data"]]
-    name, threads = job.stage.name, torch.get_num_threads()
-    subject = Subject(name, "teacher", weights_hash(str(job.stage.out)), precision=job.recipe.precision, threads=threads)
-    return new_run("training", name, [subject], data, ["pocketqa", "pretrain", *argv], results)
 
 
 def _parse(argv: list[str]) -> Job:

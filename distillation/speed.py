@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from distillation.pretrain import check_fit, dropout_of
+from distillation.models.modeling import dropout_rates
 from distillation.speed_ways import EVERYWHERE, WATERFALL, Task, Way, batches
 from distillation.text import lm
 from distillation.text.corpus import Corpus, CorpusArguments, open_corpus
 from distillation.text.masking import MaskedBatch
 from distillation.text.pretrain_recipe import PretrainRecipe
+from distillation.text.text_training import check_fit
 from distillation.training import memory, processes, recipes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import DTYPES, make_optimizer
@@ -198,7 +199,7 @@ def lines(results: JSON) -> list[str]:
 
 def _model(source: str, recipe: PretrainRecipe) -> PreTrainedModel:
     torch.manual_seed(recipe.seed)
-    return lm.load_or_start(source, **dropout_of(lm.load_config(source).model_type, recipe))[0]
+    return lm.load_or_start(source, **dropout_rates(lm.load_config(source).model_type, recipe.dropout, recipe.attention_dropout))[0]
 
 
 def _move(task: Task, device: torch.device) -> None:

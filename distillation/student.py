@@ -19,8 +19,7 @@ from transformers import BertForQuestionAnswering
 
 from distillation.models import modeling
 from distillation.models.students import choose_layers
-from distillation.pretrain import grown_from
-from distillation.training.checkpoints import save_start
+from distillation.training.checkpoints import grown_from, save_start
 from pocketqa.errors import TrainingError
 
 

@@ -38,7 +38,7 @@ class Times:
 def layer_maps(common: Common) -> LayerMaps:
     """Depths of teacher and student, as the flags of all distillations say, and the layers that `pocketqa distill` takes by itself."""
     from distillation.models import modeling, students
-    from distillation.pretrain import grown_from
+    from distillation.training.checkpoints import grown_from
 
     deep = modeling.depth(modeling.load_config(common.teacher))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

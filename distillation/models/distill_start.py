@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 
 from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.models import modeling, students
-from distillation.pretrain import grown_from
 from distillation.text import lm
 from distillation.training import processes
-from distillation.training.checkpoints import weights_hash
+from distillation.training.checkpoints import grown_from, weights_hash
 from pocketqa.errors import TrainingError
 from pocketqa.types import JSON
 

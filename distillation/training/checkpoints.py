@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pocketqa.errors import TrainingError
-from pocketqa.folders import ModelFolder, atomic_folder, sha256_file, write_manifest
+from pocketqa.folders import MANIFEST, ModelFolder, atomic_folder, sha256_file, write_manifest
 from pocketqa.types import JSON
 
 if TYPE_CHECKING:
@@ -60,6 +60,15 @@ def weights_hash(source: str) -> str:
     """sha256 of a checkpoint's weights, or of its name where they lie on the Hub."""
     weights = Path(source) / WEIGHTS
     return sha256_file(weights) if weights.is_file() else hashlib.sha256(source.encode()).hexdigest()
+
+
+def grown_from(source: str) -> JSON | None:
+    """What the manifest of a checkpoint says of how it was grown: from_layers, layers, insert; None where it was not."""
+    if not (Path(source) / MANIFEST).is_file():
+        return None
+    config = ModelFolder(Path(source)).read_manifest().config
+    grown: JSON | None = config if config.get("step") == "grow" else config.get("grown")
+    return {key: grown[key] for key in ("from_layers", "layers", "insert")} if grown else None
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pocketqa.errors import OptionsError, TrainingError
-from pocketqa.types import SPECIAL_TOKENS, WindowOptions
+from pocketqa.errors import TrainingError
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 
@@ -65,42 +64,6 @@ class Recipe:
             found += _problems_of(_flag(item.name), getattr(self, item.name), item.metadata)
         if self.batch_tokens < self.max_tokens:
             found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one sequence of --max-tokens ({self.max_tokens})")
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneRecipe(Recipe):
-    """Question-answering fine-tuning.  Defaults suit hidden size 384 on a CPU; `presets/squad_paper.toml` holds the DistilBERT paper's.
-
-    alpha_ce weighs the soft targets of a teacher, alpha_squad the gold answers (both 0.5 in the released DistilBERT script, as is temperature 2).
-    """
-
-    epochs: float = setting(2.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
-    doc_stride: int = setting(128, "overlap of two windows of a passage, in tokens", least=0)
-    max_question_tokens: int = setting(64, "longer questions are left out", least=1)
-    negative_windows: float = share(0.5, "share of the windows without their answer that are kept")
-    wrong_paragraph: float = share(0.1, "questions put to another paragraph as well, as a share of all")
-    temperature: float = setting(2.0, "of the soft targets", above=0)
-    alpha_ce: float = setting(0.5, "weight of the soft targets of a teacher", least=0)
-    alpha_squad: float = setting(0.5, "weight of the gold answers, where there is a teacher", least=0)
-
-    def windows(self) -> WindowOptions:
-        """How questions and passages are cut."""
-        return WindowOptions(self.max_tokens, self.doc_stride, self.max_question_tokens)
-
-    def problems(self) -> list[str]:
-        """Those of every recipe, and of windows and weights."""
-        found = Recipe.problems(self)
-        if self.alpha_ce + self.alpha_squad == 0:
-            found.append("--alpha-ce and --alpha-squad must not both be 0")
-        if self.max_tokens - SPECIAL_TOKENS - self.max_question_tokens <= self.doc_stride:
-            found.append(
-                f"--max-tokens {self.max_tokens} leaves no step beyond --doc-stride {self.doc_stride} after questions of {self.max_question_tokens}"
-            )
-        try:
-            self.windows()
-        except OptionsError as error:
-            found.append(str(error))
         return found
 
 

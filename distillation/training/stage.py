@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillation.training import card, checkpoints, processes
 from distillation.training.keeping import Keeping
+from distillation.training.loop import Stopped
 from pocketqa.errors import TrainingError
 from pocketqa.folders import write_manifest
+from pocketqa.runs import RunFile, write
 from pocketqa.types import JSON, NoAnswer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+STOPPED = 143  # 128 + SIGTERM, as shells report it
 WORDS = {
     "save_every": "seconds between states from which a stopped run goes on",
     "log_every": "seconds between lines of progress",
@@ -128,6 +133,21 @@ class Stage:
             for path in self.work.glob(pattern):
                 if path.name != "state.old" or self.keeping.state.exists():
                     shutil.rmtree(path)
+
+
+def carry_out(stage: Stage, train: Callable[[], JSON], run_of: Callable[[JSON], RunFile], following: str) -> int:
+    """Run a training; write its run file where one is asked for, print its summary and the next command.  Returns the exit status."""
+    try:
+        summary = train()
+    except Stopped as stopped:
+        processes.say(str(stopped))
+        return STOPPED
+    if processes.is_main():
+        if stage.run_file:
+            processes.say(f"run file: {write(run_of(summary), stage.run_file)}")
+        print(json.dumps(summary, sort_keys=True))
+        processes.say(f"next: {following}")
+    return 0
 
 
 def _flag(name: str) -> str:

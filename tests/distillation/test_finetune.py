@@ -15,9 +15,9 @@ import torch
 from safetensors.numpy import load_file
 
 from distillation import finetune, grow, student
+from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training import recipes
 from distillation.training.checkpoints import save_state
-from distillation.training.recipes import FinetuneRecipe
 from pocketqa import runs
 from pocketqa.errors import TrainingError
 from pocketqa.folders import ModelFolder
@@ -152,20 +152,20 @@ def test_recipes_from_file_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("epochs = 3\nlearning_rate = 5e-5\n")
     parser = argparse.ArgumentParser()
-    recipes.add_flags(parser, FinetuneRecipe)
-    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]), FinetuneRecipe)
+    recipes.add_flags(parser, ReaderRecipe)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]), ReaderRecipe)
     assert (recipe.epochs, recipe.learning_rate, recipe.temperature) == (4.0, 5e-5, 2.0)
     with pytest.raises(TrainingError, match=r"--epochs must be above 0.*--precision must be bf16 or fp16 or fp32"):
-        recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]), FinetuneRecipe)
+        recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]), ReaderRecipe)
     file.write_text("epoch = 3\nwarmup = 'no'\n")
     with pytest.raises(TrainingError, match=r"unknown field 'epoch'; warmup must be float, found 'no'"):
-        recipes.from_arguments(parser.parse_args(["--recipe", str(file)]), FinetuneRecipe)
+        recipes.from_arguments(parser.parse_args(["--recipe", str(file)]), ReaderRecipe)
 
 
 def test_the_recipe_file_of_the_paper_reads() -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
-    recipes.add_flags(parser, FinetuneRecipe)
-    recipe = recipes.from_arguments(parser.parse_args(["--recipe", "squad_paper"]), FinetuneRecipe)
+    recipes.add_flags(parser, ReaderRecipe)
+    recipe = recipes.from_arguments(parser.parse_args(["--recipe", "squad_paper"]), ReaderRecipe)
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_tokens // recipe.max_tokens) == (3.0, 5e-5, 8)
