@@ -103,7 +103,10 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
     """Fine-tune, score, leave a checkpoint folder and run files; returns the summary, which is also in the manifest."""
     recipe, task, stage = job.recipe, job.task, job.stage
     torch.manual_seed(recipe.seed)
-    model = load_classifier(job.model, task, new_head=True, **_dropout(job.model, recipe))
+    rates: dict[str, Any] = modeling.dropout_rates(
+        modeling.load_config(job.model).model_type, recipe.dropout, recipe.attention_dropout, recipe.head_dropout
+    )
+    model = load_classifier(job.model, task, new_head=True, **rates)
     work = stage.begin(job.model)
     tokenizer = AutoTokenizer.from_pretrained(work, use_fast=True)
     _check_vocabulary(job, model, tokenizer)
@@ -251,13 +254,6 @@ def _finished(out: Path, seed: int | None) -> JSON | None:
         return None
     processes.say(f"{out} is finished already")
     return ModelFolder(out).read_manifest().config
-
-
-def _dropout(source: str, recipe: TaskRecipe) -> dict[str, Any]:
-    if modeling.load_config(source).model_type == "bert":
-        rates = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.attention_dropout}
-        return {**rates, "classifier_dropout": recipe.head_dropout}
-    return {"dropout": recipe.dropout, "attention_dropout": recipe.attention_dropout, "seq_classif_dropout": recipe.head_dropout}
 
 
 def _check(given: argparse.Namespace) -> None:

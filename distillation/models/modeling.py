@@ -120,20 +120,6 @@ def _quiet(key: str, value: Tensor, source: dict[str, Tensor], prefix: str) -> T
     return value.clone()
 
 
-def every_other_layer(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
-    """Teacher layers to start a student from: evenly spread, the first and, where the teacher is not an even multiple deeper, the last included.
-
-    For 12 -> 6 this is every other layer, 0 2 4 6 8 10, which in a teacher grown in place are the layers of its ancestor (see `students`).
-    """
-    if not 1 <= student_layers <= teacher_layers:
-        raise TrainingError(f"A student of {student_layers} layers cannot start from a teacher of {teacher_layers}. Ask for 1 to {teacher_layers}.")
-    if teacher_layers % student_layers == 0:
-        return tuple(range(0, teacher_layers, teacher_layers // student_layers))
-    if student_layers == 1:
-        return (0,)
-    return tuple(round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers))
-
-
 def student_from_teacher(teacher: BertForQuestionAnswering, layers: Sequence[int], fold_token_type: bool = True) -> DistilBertForQuestionAnswering:
     """A DistilBERT made of some layers of a BERT: embeddings, those layers and the head are copied, pooler and token types dropped.
 
@@ -204,10 +190,15 @@ def distilbert_config(config: Any, layers: int, **geometry: int) -> DistilBertCo
     )
 
 
-def dropout_rates(model_type: str, dropout: float, attention_dropout: float) -> dict[str, float]:
-    """The configuration values that set dropout, by the names of a family."""
-    names = ("dropout", "attention_dropout") if model_type == "distilbert" else ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return dict(zip(names, (dropout, attention_dropout), strict=True))
+def dropout_rates(model_type: str, dropout: float, attention_dropout: float, head: float | None = None) -> dict[str, float]:
+    """The configuration values that set dropout, by the names of a family; head: before a classifier, None leaves it as it is."""
+    names = (
+        ("dropout", "attention_dropout", "seq_classif_dropout")
+        if model_type == "distilbert"
+        else ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    )
+    rates = zip(names, (dropout, attention_dropout, head), strict=True)
+    return {name: rate for name, rate in rates if rate is not None}
 
 
 def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, token_types: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForQuestionAnswering
 
-from distillation.models import modeling
+from distillation.models import modeling, students
 from pocketqa.errors import TrainingError
 from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
 
@@ -50,19 +50,6 @@ def test_student_layers_are_the_named_teacher_layers(bert: BertForQuestionAnswer
     assert not any("token_type" in name or "pooler" in name for name in student)
 
 
-@pytest.mark.parametrize(
-    ("teacher", "student", "layers"),
-    [(12, 6, (0, 2, 4, 6, 8, 10)), (12, 12, tuple(range(12))), (12, 4, (0, 3, 6, 9)), (12, 5, (0, 3, 6, 8, 11)), (6, 1, (0,))],
-)
-def test_layer_choice(teacher: int, student: int, layers: tuple[int, ...]) -> None:
-    assert modeling.every_other_layer(teacher, student) == layers
-
-
-def test_more_student_than_teacher_layers_is_refused() -> None:
-    with pytest.raises(TrainingError, match="1 to 6"):
-        modeling.every_other_layer(6, 12)
-
-
 def test_growing_repeats_each_layer_in_place(bert: BertForQuestionAnswering) -> None:
     grown = modeling.grow(bert, 8)
     old, new = bert.state_dict(), grown.state_dict()
@@ -72,9 +59,9 @@ def test_growing_repeats_each_layer_in_place(bert: BertForQuestionAnswering) -> 
     assert modeling.depth(grown.config) == 8
 
 
-def test_every_other_layer_of_a_grown_teacher_is_its_ancestor(bert: BertForQuestionAnswering) -> None:
+def test_first_layer_of_each_block_of_a_grown_teacher_is_its_ancestor(bert: BertForQuestionAnswering) -> None:
     grown = modeling.grow(bert, 8)
-    student = modeling.student_from_teacher(grown, modeling.every_other_layer(8, 4))
+    student = modeling.student_from_teacher(grown, students.choose_layers(8, 4, base_layers=4))
     assert (logits(student, token_types=False) - logits(bert)).abs().max().item() < 1e-5
 
 
