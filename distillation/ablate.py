@@ -3,10 +3,12 @@
     pocketqa ablate --preset paper --teacher TEACHER --corpus TEXT --data train-v1.1.json@0.2 --dev dev.json --tokens 10000000 --out DIR
     pocketqa ablate --preset paper ... --reader READER           also the rows that are fine-tuned with a teacher
     pocketqa ablate --preset paper ... --rows no-mlm random --seeds 0 1 2 --dry-run
+    pocketqa ablate --preset controls --teacher TEACHER --reader READER --base BASE ...     what each step of distillation is worth
 
 Each row is a distillation on text, a fine-tuning on questions and an evaluation on the development split; each leaves a folder in DIR, and the same
 command given again goes on after the last that is finished.  The table compares every row with its reference on the same questions and seeds.
-TEACHER has a language head (`pocketqa pretrain` trains one); READER answers questions and has the same vocabulary.
+TEACHER has a language head (`pocketqa pretrain` trains one); READER answers questions and has the same vocabulary; BASE is what controls are
+fine-tuned from, without distillation.  --final measures every row once more, on data by which nothing was chosen, and makes a table of its own.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate.main(argv)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "finetune": _finetune, "evaluate": _evaluate}
+VERBS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "finetune": _finetune, "evaluate": _evaluate, "final": _evaluate}
 
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa ablate`."""
     given = _parser().parse_args(argv)
     _check(given)
-    rows, left_out = choose_rows(read_preset(given.preset), given.rows, given.reader)
+    rows, left_out = choose_rows(read_preset(given.preset), given.rows, given.reader, given.base)
     common = Common(
         out=given.out,
         teacher=given.teacher,
@@ -68,6 +70,9 @@ def main(argv: list[str]) -> int:
         distill_flags=tuple(shlex.split(given.distill_flags)),
         finetune_flags=tuple(shlex.split(given.finetune_flags)),
         dev_limit=given.dev_limit,
+        base=given.base,
+        final=given.final,
+        precision=given.precision,
     )
     maps = ablation_cost.layer_maps(common)
     plan = make_plan(rows, given.seeds, common, maps, left_out)
@@ -78,11 +83,12 @@ def main(argv: list[str]) -> int:
     for number, work in enumerate(plan.works, 1):
         if status := _do(work, f"{number}/{len(plan.works)}"):
             return status
-    run = ablation_run(plan, given.seeds, common, ["pocketqa", "ablate", *argv])
-    _print(run)
-    for target in (given.out / "ablation.json", given.run_file):
-        if target:
-            _say(f"run file: {write(run, target)}")
+    for verb, own in {"evaluate": "ablation.json", **({"final": "ablation-final.json"} if given.final else {})}.items():
+        run = ablation_run(plan, given.seeds, common, ["pocketqa", "ablate", *argv], verb, Path(given.preset).stem)
+        _print(run)
+        for target in (given.out / own, given.run_file):
+            if target:
+                _say(f"run file: {write(run, target)}")
     _say("next: pocketqa report")
     return 0
 
@@ -100,7 +106,7 @@ def _do(work: Work, place: str) -> int:
     if work.done:
         _say(f"{title}: finished already")
         return 0
-    _say(f"{title}: pocketqa {work.verb} {shlex.join(work.words)}")
+    _say(f"{title}: pocketqa {work.verb.replace('final', 'evaluate')} {shlex.join(work.words)}")
     work.note.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(work.note, json.dumps({"identity": work.identity}) + "\n")
     with contextlib.redirect_stdout(sys.stderr):  # what a verb prints for programs is not what this one prints for them
@@ -117,6 +123,8 @@ def _check(given: argparse.Namespace) -> None:
         problems.append(f"--out must be a folder, {given.out} is a file")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problems.append("an ablation runs in one process; start several with different --rows and --out in place of a launcher")
+    if given.run_file and given.run_file.suffix == ".json" and given.final:
+        problems.append(f"--run-file must be a folder where there is --final, since two run files are left; found {given.run_file}")
     if problems:
         raise OptionsError("The ablation cannot be run: " + "; ".join(problems) + ".")
 
@@ -124,7 +132,7 @@ def _check(given: argparse.Namespace) -> None:
 def _say_plan(plan: Plan, seeds: Sequence[int]) -> None:
     count = {verb: sum(work.verb == verb for work in plan.works) for verb in VERBS}
     finished = sum(work.done for work in plan.works)
-    _say(f"{len(plan.rows)} rows, seeds {' '.join(map(str, seeds))}: {', '.join(f'{many} to {verb}' for verb, many in count.items())}")
+    _say(f"{len(plan.rows)} rows, seeds {' '.join(map(str, seeds))}: {', '.join(f'{many} to {verb}' for verb, many in count.items() if many)}")
     for row in plan.rows:
         _say(f"  {row.name:24} {row.words}{_flags(row)}")
     if plan.left_out:
@@ -158,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dev-limit", type=int, metavar="N", help="a seeded sample of N of its questions")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of all runs; another call goes on in it")
     parser.add_argument("--reader", metavar="MODEL", help="teacher of the rows that are fine-tuned with one")
+    parser.add_argument("--base", metavar="MODEL", help="what the rows without distillation are fine-tuned from")
+    parser.add_argument("--final", metavar="FILE", help="measure each row once on these questions too, all of them, when everything else is done")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic of evaluations (default: fp32)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, and those they are compared with (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds, the same for every row (default: 0 1 2)")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help=f"of each distillation (default {DEFAULT_TOKENS:,})")

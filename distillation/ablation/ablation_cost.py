@@ -53,7 +53,7 @@ def say_times(plan: Plan, common: Common, maps: LayerMaps, say: Callable[[str], 
     left = [work for work in plan.works if not work.done]
     guesses = _guesses(common, maps) if any(_like(plan, work) is None for work in left) else {}
     times = [_expected(plan, work, guesses) for work in left]
-    for verb in ("distill", "finetune", "evaluate"):
+    for verb in ("distill", "finetune", "evaluate", "final"):
         of_verb = [expected for work, expected in zip(left, times, strict=True) if work.verb == verb]
         if of_verb:
             source = "as the finished ones took" if all(one.known for one in of_verb) else "estimated"
@@ -72,7 +72,7 @@ def _like(plan: Plan, wanted: Work) -> float | None:
     """Seconds of a finished work of the same verb, or None."""
     for work in plan.works:
         if work.verb == wanted.verb and work.done and work.row.teacher == wanted.row.teacher:
-            if work.verb == "evaluate":
+            if work.leaves.suffix == ".json":
                 return float(read(work.leaves).results["seconds"])
             return float(ModelFolder(work.leaves).read_manifest().config["seconds"])
     return None
@@ -95,6 +95,7 @@ def _guesses(common: Common, maps: LayerMaps) -> dict[str, float]:
         "distill": common.tokens * distilled / rate,
         "finetune": _question_tokens(common) * TRAINED * small / rate,
         "evaluate": _letters(common.dev, common.dev_limit) / LETTERS_PER_TOKEN * FORWARD * small / rate,
+        "final": _letters(common.final) / LETTERS_PER_TOKEN * FORWARD * small / rate if common.final else 0.0,
     }
 
 

@@ -1,6 +1,7 @@
 """What an ablation runs: the rows of a preset, and for each seed a distillation, a fine-tuning and an evaluation of each row.
 
-Rows whose distillations have the same flags share one.  Seeds are the outer loop, so that every row has one seed before any has two.
+Rows whose distillations have the same flags share one; controls start from a model that was not distilled.  Seeds are the outer loop, so that
+every row has one seed before any has two.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pocketqa.types import JSON
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "ablation_"
+STARTS = ("base", "reader")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class Row:
     against: str | None = None  # None for the reference
     teacher: bool = False  # fine-tuned with the reader
     paper: float | None = None  # points of the paper's own measure
+    start: str | None = None  # "base": fine-tuned from --base, not distilled; "reader": --reader as it is
+
+    @property
+    def needs(self) -> set[str]:
+        """The models, by the names of their flags, without which the row is left out."""
+        return ({self.start} if self.start else set()) | ({"reader"} if self.teacher else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,9 @@ class Common:
     distill_flags: tuple[str, ...] = ()
     finetune_flags: tuple[str, ...] = ()
     dev_limit: int | None = None
+    base: str | None = None
+    final: str | None = None  # measured once, when nothing is chosen any more
+    precision: str = "fp32"  # of evaluations
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ class LayerMaps:
 class Work:
     """One thing to run: a verb with its words, what it leaves, and a hash of everything it depends on but places."""
 
-    verb: str  # "distill", "finetune" or "evaluate"
+    verb: str  # "distill", "finetune", "evaluate" or, on the final data, "final"
     row: Row
     seed: int
     words: tuple[str, ...]
@@ -97,7 +108,15 @@ class Work:
     @property
     def done(self) -> bool:
         """Whether an earlier call has finished it."""
-        return self.leaves.is_file() if self.verb == "evaluate" else ModelFolder(self.leaves).manifest.is_file()
+        return self.leaves.is_file() if self.leaves.suffix == ".json" else ModelFolder(self.leaves).manifest.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model that a work starts from: its place, and a hash of all that it came from."""
+
+    path: str
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +127,9 @@ class Plan:
     works: tuple[Work, ...]
     left_out: tuple[str, ...] = ()  # names, with the reason
 
-    def evaluation(self, row: str, seed: int) -> Work:
+    def evaluation(self, row: str, seed: int, verb: str = "evaluate") -> Work:
         """The evaluation of a row."""
-        return next(work for work in self.works if work.verb == "evaluate" and work.row.name == row and work.seed == seed)
+        return next(work for work in self.works if work.verb == verb and work.row.name == row and work.seed == seed)
 
 
 def read_preset(name: str) -> tuple[Row, ...]:
@@ -128,16 +147,25 @@ def read_preset(name: str) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.against is not None))
 
 
-def choose_rows(rows: Sequence[Row], wanted: Sequence[str] | None, reader: str | None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The rows to run, with those they are compared with, and the names of those left out for want of a reader."""
+def choose_rows(
+    rows: Sequence[Row], wanted: Sequence[str] | None, reader: str | None, base: str | None = None
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows to run, with those they are compared with, and those left out for want of a reader or a base, with the reason.
+
+    Raises OptionsError for unknown names, and where the reference itself would be left out.
+    """
     by_name = {row.name: row for row in rows}
     if unknown := [name for name in wanted or () if name not in by_name]:
         raise OptionsError(f"Expected rows out of {', '.join(by_name)}, found {', '.join(unknown)}.")
     names = set(wanted or by_name)
     while more := {by_name[name].against for name in names} - names - {None}:
         names |= {name for name in more if name is not None}
-    left_out = tuple(row.name for row in rows if row.name in names and row.teacher and reader is None)
-    return tuple(row for row in rows if row.name in names and row.name not in left_out), left_out
+    missing = {flag for flag, model in (("reader", reader), ("base", base)) if model is None}
+    lacking = {row.name: sorted(missing & row.needs) for row in rows if row.name in names and missing & row.needs}
+    if lost := [row.name for row in rows if row.against is None and row.name in lacking]:
+        raise OptionsError(f"The row {lost[0]}, with which the others are compared, needs --{' and --'.join(lacking[lost[0]])}.")
+    left_out = tuple(f"{name} (needs --{' and --'.join(flags)})" for name, flags in lacking.items())
+    return tuple(row for row in rows if row.name in names and row.name not in lacking), left_out
 
 
 def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: LayerMaps, left_out: Sequence[str] = ()) -> Plan:
@@ -147,16 +175,28 @@ def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: L
     sources = _sources(common)
     works: list[Work] = []
     for seed in seeds:
-        shared: dict[tuple[str, ...], Work] = {}
+        shared: dict[tuple[str, ...], Made] = {}
         for row in rows:
             flags = maps.flags(row)
-            if flags not in shared:
-                shared[flags] = _distillation(row, seed, flags, common, sources)
-                works.append(shared[flags])
-            tuned = _finetuning(row, seed, shared[flags], common, sources)
-            works += [tuned, _evaluation(row, seed, tuned, common, sources)]
-    reasons = (*(f"{name} (needs --reader)" for name in left_out), *(f"{name} (the layers that are taken anyway)" for name in same))
-    return Plan(tuple(rows), tuple(works), reasons)
+            start = _given(row, common, sources) or shared.get(flags)
+            if start is None:
+                distilled = _distillation(row, seed, flags, common, sources)
+                works.append(distilled)
+                start = shared[flags] = Made(str(distilled.leaves), distilled.identity)
+            if row.start != "reader":
+                tuned = _finetuning(row, seed, start, common, sources)
+                works.append(tuned)
+                start = Made(str(tuned.leaves), tuned.identity)
+            works.append(_evaluation(row, seed, start, common, sources))
+    if common.final:  # after everything else, so that nothing is chosen by it
+        works += [_final(work, common, sources) for work in works if work.verb == "evaluate"]
+    return Plan(tuple(rows), tuple(works), (*left_out, *(f"{name} (the layers that are taken anyway)" for name in same)))
+
+
+def _given(row: Row, common: Common, sources: JSON) -> Made | None:
+    """The model that a control starts from."""
+    path = {"base": common.base, "reader": common.reader}.get(row.start or "")
+    return Made(path, _hash(row.start, sources[row.start])) if path and row.start else None
 
 
 def _distillation(row: Row, seed: int, flags: tuple[str, ...], common: Common, sources: JSON) -> Work:
@@ -166,20 +206,33 @@ def _distillation(row: Row, seed: int, flags: tuple[str, ...], common: Common, s
     return Work("distill", row, seed, words, leaves, _hash("distill", settings, sources["teacher"], sources["corpus"]))
 
 
-def _finetuning(row: Row, seed: int, start: Work, common: Common, sources: JSON) -> Work:
+def _finetuning(row: Row, seed: int, start: Made, common: Common, sources: JSON) -> Work:
     leaves = common.out / "finetune" / f"{row.name}-seed-{seed}"
     settings = ("--seed", str(seed), *common.finetune_flags, *row.finetune)
     reader = ("--teacher", str(common.reader)) if row.teacher else ()
-    words = (str(start.leaves), "--data", *common.data, "--out", str(leaves), *reader, *settings)
+    words = (start.path, "--data", *common.data, "--out", str(leaves), *reader, *settings)
     identity = _hash("finetune", settings, start.identity, sources["data"], sources["reader"] if row.teacher else None)
     return Work("finetune", row, seed, words, leaves, identity)
 
 
-def _evaluation(row: Row, seed: int, model: Work, common: Common, sources: JSON) -> Work:
+def _evaluation(row: Row, seed: int, model: Made, common: Common, sources: JSON) -> Work:
     leaves = common.out / "evaluate" / f"{row.name}-seed-{seed}.json"
-    settings = ("--split", "development", "--engine", "pytorch", *(("--limit", str(common.dev_limit)) if common.dev_limit else ()))
-    words = (str(model.leaves), "--data", common.dev, "--run-file", str(leaves), "--role", row.name, *settings)
+    settings = ("--split", "development", *_engine(common), *(("--limit", str(common.dev_limit)) if common.dev_limit else ()))
+    words = (model.path, "--data", common.dev, "--run-file", str(leaves), "--role", row.name, *settings)
     return Work("evaluate", row, seed, words, leaves, _hash("evaluate", settings, model.identity, sources["dev"]))
+
+
+def _final(evaluation: Work, common: Common, sources: JSON) -> Work:
+    """The same model on the final data, whole."""
+    row, seed = evaluation.row, evaluation.seed
+    leaves = common.out / "final" / evaluation.leaves.name
+    settings = ("--split", "squad-dev", *_engine(common))
+    words = (evaluation.words[0], "--data", str(common.final), "--run-file", str(leaves), "--role", row.name, *settings)
+    return Work("final", row, seed, words, leaves, _hash("final", settings, evaluation.identity, sources["final"]))
+
+
+def _engine(common: Common) -> tuple[str, ...]:
+    return ("--engine", "pytorch", *(("--precision", common.precision) if common.precision != "fp32" else ()))
 
 
 def _row(entry: JSON, reference: str | None) -> Row:
@@ -194,7 +247,7 @@ def _problems(document: JSON, entries: object, reference: object) -> list[str]:
     problems = [f"unknown entry {key!r}" for key in document if key not in ("rows", "reference")]
     if reference not in names:
         problems.append(f"reference must be the name of a row ({', '.join(map(str, names))}), found {reference!r}")
-    kinds = {"name": str, "words": str, "distill": list, "finetune": list, "against": str, "teacher": bool, "paper": float}
+    kinds = {"name": str, "words": str, "distill": list, "finetune": list, "against": str, "teacher": bool, "paper": float, "start": str}
     for entry in entries:
         where = f"row {entry.get('name')!r}"
         problems += [f"{where}: {key} is missing" for key in ("name", "words") if key not in entry]
@@ -202,6 +255,8 @@ def _problems(document: JSON, entries: object, reference: object) -> list[str]:
         problems += [f"{where}: {key} must be {kinds[key].__name__}" for key in entry if key in kinds and not isinstance(entry[key], kinds[key])]
         if not re.fullmatch(r"[\w-]+", str(entry.get("name", ""))) or names.count(entry.get("name")) > 1:
             problems.append(f"{where}: a name is its own, of letters, digits and hyphens")
+        if entry.get("start", "base") not in STARTS:
+            problems.append(f"{where}: start must be {' or '.join(STARTS)}, found {entry['start']!r}")
         if entry.get("against", reference) not in names:
             problems.append(f"{where}: against must name a row, found {entry.get('against')!r}")
     return problems
@@ -213,6 +268,8 @@ def _sources(common: Common) -> JSON:
     return {
         "teacher": _content(common.teacher),
         "reader": _content(common.reader) if common.reader else None,
+        "base": _content(common.base) if common.base else None,
+        "final": _content(common.final) if common.final else None,
         "corpus": [_content(path) for path in common.corpus],
         "data": [_shares(common.data, files), *map(_content, files)],
         "dev": _content(common.dev),

@@ -18,25 +18,27 @@ PAPER = (
 )
 
 
-def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequence[str]) -> RunFile:
-    """The run file of a finished ablation.  Raises DataError where evaluations are of different questions."""
-    evaluations = {row.name: [read(plan.evaluation(row.name, seed).leaves) for seed in seeds] for row in plan.rows}
+def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequence[str], verb: str, preset: str) -> RunFile:
+    """The run file of a finished ablation.  verb: "evaluate" or "final".  Raises DataError where evaluations are of different questions."""
+    evaluations = {row.name: [read(plan.evaluation(row.name, seed, verb).leaves) for seed in seeds] for row in plan.rows}
     rows = [_row(row, evaluations, seeds) for row in plan.rows]
     reference = next(row.name for row in plan.rows if row.against is None)
     first = evaluations[reference][0]
     count, data = first.results["count"], first.data[0]
     unit = first.results["intervals"]["resampled"]
-    measure = f"EM and F1 on {count:,} questions of {data.name} after fine-tuning, means of {len(seeds)} seeds"
+    seeds_words = f"means of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    measure = f"EM and F1 on {count:,} questions of {data.name} after fine-tuning, {seeds_words}"
     notes = [
-        PAPER,
+        *([PAPER] if any(row.paper is not None for row in plan.rows) else []),
         f"Intervals resample {unit}; the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, "
         "which stands beside them.",
         f"Each distillation saw {common.tokens:,} tokens of text; the paper's saw three passes over a far larger corpus.",
     ]
     extra: JSON = {"notes": notes, "tokens": common.tokens, "seeds": list(seeds), "left_out": list(plan.left_out)}
     subjects = [Subject(row.name, row.words, evaluations[row.name][0].subjects[0].sha256, "pytorch") for row in plan.rows]
-    files = [DataFile(data.name, data.sha256, count, "development")]
-    return new_run("ablation", "ablation", subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
+    files = [DataFile(data.name, data.sha256, count, data.split)]
+    name = f"ablation {preset} {'development' if verb == 'evaluate' else 'squad-dev'}"
+    return new_run("ablation", name, subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
 
 
 def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int]) -> JSON:

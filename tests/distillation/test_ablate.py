@@ -75,7 +75,7 @@ def test_rows_bring_the_rows_they_are_compared_with() -> None:
     chosen, left_out = choose_rows(rows, ["second-step-padding"], "reader")
     assert ([row.name for row in chosen], left_out) == (["triple", "second-step", "second-step-padding"], ())
     chosen, left_out = choose_rows(rows, ["no-mlm", "second-step"], None)
-    assert ([row.name for row in chosen], left_out) == (["triple", "no-mlm"], ("second-step",))
+    assert ([row.name for row in chosen], left_out) == (["triple", "no-mlm"], ("second-step (needs --reader)",))
     with pytest.raises(OptionsError, match="found nothing-like-it"):
         choose_rows(rows, ["nothing-like-it"], None)
 
@@ -124,6 +124,7 @@ def test_layers_are_filled_in() -> None:
         (('name = "tuned"', 'name = "whole"'), "row 'whole': a name is its own"),
         (("teacher = true", 'against = "nobody"'), "row 'taught': against must name a row, found 'nobody'"),
         (("teacher = true", "teacher = true\nepochs = 3"), "row 'taught': unknown entry 'epochs'"),
+        (("teacher = true", 'start = "somewhere"'), "row 'taught': start must be base or reader, found 'somewhere'"),
         (("[[rows]]", "[[row]]"), r"expected a list of tables \[\[rows\]\]"),
         (("reference", "= ="), "Expected a preset of an ablation"),
     ],
@@ -135,6 +136,25 @@ def test_wrong_presets_are_refused(tmp_path: Path, change: tuple[str, str], mess
         read_preset(str(path))
     with pytest.raises(OptionsError, match=r"Expected a preset of an ablation \(.*paper.*\).* found 'other'"):
         read_preset("other")
+
+
+def test_controls_start_from_what_was_not_distilled(tmp_path: Path) -> None:
+    rows, left_out = choose_rows(read_preset("controls"), None, "reader", "base")
+    assert left_out == ()
+    plan = make_plan(rows, [7], common(reader="reader", base="base", final="final.json", out=Path("out")), SIX_OF_TWELVE)
+    did = {(work.verb, work.row.name): work.words for work in plan.works}
+    assert [name for verb, name in did if verb == "distill"] == ["general"]  # one for both rows that are distilled
+    starts = {name: (words[0], "--teacher" in words) for (verb, name), words in did.items() if verb == "finetune"}
+    assert starts == {
+        "base": ("base", False), "second-step": ("base", True),
+        "general": (str(Path("out/distill/general-seed-7")), False), "general-second-step": (str(Path("out/distill/general-seed-7")), True),
+    }  # fmt: skip
+    assert did["evaluate", "teacher"][0] == "reader"
+    assert [work.row.name for work in plan.works[-5:] if work.verb == "final"] == [row.name for row in rows]  # once everything else is done
+    assert did["final", "base"][:3] == (str(Path("out/finetune/base-seed-7")), "--data", "final.json")
+    with pytest.raises(OptionsError, match="The row base, with which the others are compared, needs --base"):
+        choose_rows(read_preset("controls"), None, "reader")
+    assert choose_rows(read_preset("controls"), ["second-step"], None, "base")[1] == ("second-step (needs --reader)",)
 
 
 # ---- whole runs
@@ -293,6 +313,19 @@ def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr()
     assert "| random initialisation |" in printed.out
     assert "[9/10] " in printed.err
+
+    base = tiny_distilbert(tmp_path / "base", layers=1)
+    controls = ["--preset", "controls", "--reader", str(reader), "--base", str(base), "--final", str(data), "--precision", "bf16", "--tokens", "2000"]
+    assert ablate.main([*sources, *flags, *controls, "--seeds", "0", "--out", str(tmp_path / "controls"), "--run-file", str(tmp_path / "runs")]) == 0
+    written = {run.name: run for run in runs.read_all(tmp_path / "runs").values()}
+    assert {name: run.data[0].split for name, run in written.items()} == {
+        "ablation controls development": "development", "ablation controls squad-dev": "squad-dev",
+    }  # fmt: skip
+    ours = {row["name"]: row for row in written["ablation controls squad-dev"].results["rows"]}
+    assert list(ours) == ["base", "second-step", "general", "general-second-step", "teacher"]
+    scored = runs.read(tmp_path / "controls" / "final" / "teacher-seed-0.json")
+    assert (scored.subjects[0].precision, scored.results["f1"]) == ("bf16", pytest.approx(ours["teacher"]["f1"], abs=1e-5))
+    assert ours["teacher"]["difference"]["value"] == pytest.approx(ours["teacher"]["f1"] - ours["base"]["f1"], abs=0.6)  # run files hold hundredths
 
 
 def test_presets_stand_where_the_plan_looks() -> None:
