@@ -11,6 +11,7 @@ PYTHON ?= python3
 PORT ?= 8000
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+SOAK ?=
 
 PIP := -m pip --disable-pip-version-check
 RUN := .venv/bin/python
@@ -23,7 +24,7 @@ comma := ,
 RUN_EXTRAS := $(if $(OPENVINO),[$(OPENVINO)])
 DEV_EXTRAS := [export,report,loadtest,dev$(if $(OPENVINO),$(comma)$(OPENVINO))]
 
-.PHONY: help run test test-full check fmt clean
+.PHONY: help run test test-full check audit soak fmt clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +32,8 @@ help:
 	@echo "make test       the tests that need neither browser nor data"
 	@echo "make test-full  the rest: browser, real data where POCKETQA_DATA names its folder, fuzzing, several processes"
 	@echo "make check      lint, formatting, types, directions of import"
+	@echo "make soak       100,000 requests to one service while its memory, files and threads are watched (SOAK=options)"
+	@echo "make audit      ask PyPI for known vulnerabilities of what make run installs"
 	@echo "make fmt        format and repair what can be repaired"
 	@echo "make clean      remove the environments and caches"
 
@@ -48,6 +51,15 @@ check: .venv-dev/.installed
 	$(DEV) -m ruff format --check $(CODE)
 	$(DEV) -m mypy
 	$(DEV) -m pytest -q tests/test_imports.py
+
+soak: .venv-dev/.installed
+	$(DEV) -m loadtest.soak $(SOAK)
+
+# Strict: a package that could not be asked about fails the audit, as does a service that cannot be reached.
+audit: .venv/.installed .venv-dev/.installed
+	$(RUN) $(PIP) freeze --exclude-editable > .venv/audited.txt
+	@$(DEV) -m pip_audit --strict --no-deps --disable-pip --progress-spinner off --requirement .venv/audited.txt \
+		|| { echo "make audit: NOT passed: a vulnerability is known, or not everything could be asked about; the lines above say which."; exit 1; }
 
 fmt: .venv-dev/.installed
 	$(DEV) -m ruff check --fix-only $(CODE)

@@ -1,7 +1,8 @@
 """`pocketqa benchmark`: which program measures.
 
-`--workload training` measures training (distillation/speed.py); everything else measures models and bundles (mobile_export/benchmark.py).  Neither
-application may import the other, so the choice is made here, by name, before either is loaded.
+`--workload training` measures training (distillation/speed.py), `--workload service` the service beside plain servers
+(loadtest/service_benchmark.py), everything else models and bundles (mobile_export/benchmark.py).  No application may import another, so the choice is
+made here, by name, before any is loaded.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import importlib
 import itertools
 from collections.abc import Callable, Sequence
 
-WORKLOAD, TRAINING = "--workload", "training"
-TRAINING_VERB, LATENCY_VERB = "distillation.speed", "mobile_export.benchmark"
+WORKLOAD = "--workload"
+VERBS = {"training": "distillation.speed", "service": "loadtest.service_benchmark"}
+LATENCY_VERB = "mobile_export.benchmark"
 
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa benchmark`; returns the exit status of the program chosen."""
-    verb: Callable[[list[str]], int] = importlib.import_module(TRAINING_VERB if asks_for_training(argv) else LATENCY_VERB).main
+    verb: Callable[[list[str]], int] = importlib.import_module(verb_of(argv)).main
     return verb(argv)
 
 
-def asks_for_training(argv: Sequence[str]) -> bool:
-    """Whether the word after --workload, or joined to it by =, is "training"."""
-    pairs = itertools.pairwise(argv)
-    return f"{WORKLOAD}={TRAINING}" in argv or (WORKLOAD, TRAINING) in pairs
+def verb_of(argv: Sequence[str]) -> str:
+    """The program for the word after --workload, or joined to it by =."""
+    pairs = tuple(itertools.pairwise(argv))
+    return next((verb for word, verb in VERBS.items() if f"{WORKLOAD}={word}" in argv or (WORKLOAD, word) in pairs), LATENCY_VERB)

@@ -69,12 +69,12 @@ def logarithmic(axis: Axes, values: Sequence[float]) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def drawing_of(height: float, panels: int) -> tuple[Drawing, list[Axes]]:
-    """An empty drawing of so many inches, and its panels side by side, which share what stands on the left."""
+def drawing_of(height: float, panels: int, shared: bool = True) -> tuple[Drawing, list[Axes]]:
+    """An empty drawing of so many inches, and its panels side by side, which share what stands on the left unless they are not `shared`."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(WIDTH, height), dpi=DOTS, layout="constrained")
-    axes = drawing.subplots(1, panels, squeeze=False, sharey=True)
+    axes = drawing.subplots(1, panels, squeeze=False, sharey=shared)
     return drawing, list(axes[0])
 
 

@@ -1,5 +1,5 @@
 """Figures from run files: quality beside size and latency, stages and distributions of latency, Pareto fronts, the zoo, and
-those of training (training_figures.py).
+those of training (training_figures.py) and of the service (service_figures.py).
 
 matplotlib draws them (extra `report`), without a window system and without anybody's settings, so that the same run files give the same bytes with
 the same matplotlib.
@@ -38,6 +38,7 @@ from pocketqa.drawing import (
 )
 from pocketqa.mobile_tables import pareto, verifications
 from pocketqa.runs import SPLITS, RunFile
+from pocketqa.service_figures import service_pictures
 from pocketqa.statistics import Interval
 from pocketqa.tables import Runs, evaluations, of_kind, order_of
 from pocketqa.training_figures import training_pictures
@@ -88,6 +89,7 @@ def _pictures(runs: Runs, titles: dict[str, str]) -> Iterator[Picture]:
         if any("latency" in row for row in run.results.get("zoo", ())):
             yield _zoo(name, run)
     yield from training_pictures(runs)
+    yield from service_pictures(runs)
 
 
 def quality_points(runs: Runs, split: str) -> list[Point]:

@@ -138,6 +138,20 @@ def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
     return joined(parts)
 
 
+def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
+    """Milliseconds of one question (p50 / p90), by weights, engine and precision: of the longest race on questions over the fewest threads."""
+    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad")}
+    times: dict[tuple[str, str, str], str] = {}
+    for name, run in sorted(raced.items(), key=lambda item: (-item[1].results["threads"], item[1].results["mode"] == "full", item[1].created)):
+        for subject in run.subjects:
+            found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
+            if found is not None:
+                threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
+                cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {threads}, {link(name, run)}"
+                times[subject.sha256, subject.engine, subject.precision] = cell
+    return times
+
+
 def busy(run: RunFile) -> list[str]:
     """Why the machine of a latency counts as busy."""
     return list(run.results.get("load", {}).get("reasons", ())) or ["no reason was stored"] if run.results.get("busy") else []

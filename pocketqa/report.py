@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pocketqa import mobile_tables, tables, training_tables, zoo_tables
+from pocketqa import mobile_tables, service_tables, tables, training_tables, zoo_tables
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.runs import SPLITS, RunFile, read_all
 from pocketqa.writes import write_atomic
@@ -102,6 +102,7 @@ def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),
+        ("Service", service_tables.service_lines(runs, link)),
         ("Load", tables.timing_table(runs, "load", link)),
         ("Exports", tables.export_table(runs, link)),
         ("Experiments", tables.experiment_table(runs, link)),
@@ -131,7 +132,9 @@ def readme_table(runs: tables.Runs, link: Link) -> str:
     if not found:
         return "SQuAD dev has not been measured yet: there are no run files for it."
     note = "SQuAD v1.1 dev, in percent with 95 % intervals; generated from run files by `pocketqa report`. More in [RESULTS.md](RESULTS.md)."
-    return "\n".join([note, "", *tables.evaluation_table(found, link), "", *tables.resampling(found), "", *tables.statements(found)]).rstrip()
+    note += " Times are of whole questions of the project's own samples, asked one at a time."
+    times = mobile_tables.question_times(runs, link)
+    return "\n".join([note, "", *tables.evaluation_table(found, link, times), "", *tables.resampling(found), "", *tables.statements(found)]).rstrip()
 
 
 def readme_page(path: Path, section: str) -> str:

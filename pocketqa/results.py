@@ -40,6 +40,7 @@ REQUIRED = {  # what the report reads of each kind
     "training-speed": ("workload", "tokens_per_second", "ratio", "waterfall"),
     "latency": ("workload", "timings"),
     "load": ("workload", "timings"),
+    "service": ("workload", "contestants", "points", "ratios"),
     "export": ("target", "precision", "package_bytes", "weight_bytes", "specification_version", "inputs", "outputs"),
 }
 

@@ -35,8 +35,19 @@ from pocketqa.results import (
     training_results,
     verification_results,
 )
+from pocketqa.service_results import judge, ratio_row, service_results, verdict
 from pocketqa.speed_results import ablation_results, training_speed_results
-from pocketqa.statistics import Interval, TimingSummary, mean_difference, mean_interval, mean_ratio, median_ratio, passes_gate, summarise_times
+from pocketqa.statistics import (
+    Interval,
+    TimingSummary,
+    mean_difference,
+    mean_interval,
+    mean_ratio,
+    median_ratio,
+    passes_gate,
+    quantile_ratio,
+    summarise_times,
+)
 from pocketqa.task_scores import TaskComparison, classification_results, compare_tasks
 from pocketqa.types import JSON, RuntimeInfo
 from pocketqa.writes import write_atomic
@@ -62,6 +73,7 @@ __all__ = [
     "evaluation_results",
     "export_results",
     "ids_hash",
+    "judge",
     "mean_difference",
     "mean_interval",
     "mean_ratio",
@@ -69,12 +81,16 @@ __all__ = [
     "new_run",
     "passes_gate",
     "per_question",
+    "quantile_ratio",
+    "ratio_row",
     "read",
     "read_all",
+    "service_results",
     "summarise_times",
     "timing_results",
     "training_results",
     "training_speed_results",
+    "verdict",
     "verification_results",
     "write",
 ]

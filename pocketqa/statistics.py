@@ -111,14 +111,29 @@ def median_ratio(
     first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Interval:
     """median(first) / median(second) of paired values (N,), with its paired bootstrap interval: how many times slower `first` is."""
+    return quantile_ratio(first, second, 0.5, groups, resamples=resamples, seed=seed, level=level)
+
+
+def quantile_ratio(
+    first: ArrayLike,
+    second: ArrayLike,
+    quantile: float,
+    groups: Groups | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval:
+    """The ratio of a quantile (0.99 for p99) of paired values (N,), first over second, with its paired bootstrap interval."""
     a, b = _checked_pair(first, second)
     if b.min() <= 0:
-        raise OptionsError(f"A ratio of medians needs positive values below the line, found {b.min()}.")
+        raise OptionsError(f"A ratio of quantiles needs positive values below the line, found {b.min()}.")
     units, membership = _units(groups, len(a))
     ratios = [
-        _weighted_medians(a, drawn, membership) / _weighted_medians(b, drawn, membership) for drawn in draws(units, resamples, seed, width=len(a))
+        _weighted_quantiles(a, drawn, membership, quantile) / _weighted_quantiles(b, drawn, membership, quantile)
+        for drawn in draws(units, resamples, seed, width=len(a))
     ]
-    return percentile_interval(float(np.median(a) / np.median(b)), np.concatenate(ratios), level)
+    return percentile_interval(float(np.quantile(a, quantile) / np.quantile(b, quantile)), np.concatenate(ratios), level)
 
 
 def passes_gate(loss: Interval, limit: float) -> bool:
@@ -147,15 +162,14 @@ def percentile_interval(value: float, resampled: Values, level: float = LEVEL) -
     return Interval(value, float(low), float(high))
 
 
-def _weighted_medians(values: Values, drawn: NDArray[np.int64], membership: NDArray[np.int64]) -> Values:
-    """(R,) medians of values (N,) repeated as often as their unit was drawn (R, U)."""
+def _weighted_quantiles(values: Values, drawn: NDArray[np.int64], membership: NDArray[np.int64], quantile: float) -> Values:
+    """(R,) quantiles of values (N,) repeated as often as their unit was drawn (R, U), linear between order statistics as numpy's are."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     cumulative = np.cumsum(drawn[:, membership[order]], axis=1)  # (R, N) how many drawn values are at or below each
-    total = cumulative[:, -1:]  # (R, 1)
-    lower = (2 * cumulative >= total).argmax(axis=1)
-    upper = (2 * cumulative > total).argmax(axis=1)  # differs from `lower` only where an even count splits exactly between two values
-    return np.asarray((ordered[lower] + ordered[upper]) / 2)
+    place = (cumulative[:, -1:] - 1) * quantile  # (R, 1) position among the drawn values, from 0
+    below, above = (ordered[(cumulative > end).argmax(axis=1)] for end in (np.floor(place), np.ceil(place)))
+    return np.asarray(below + (above - below) * (place[:, 0] % 1))
 
 
 def draws(units: int, resamples: int, seed: int, width: int | None = None) -> Iterator[NDArray[np.int64]]:

@@ -17,6 +17,7 @@ REFERENCE = ("pytorch", "fp32")  # the form whose weights and arithmetic every o
 Runs = Mapping[str, RunFile]
 
 EVALUATION_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]", "F1 [95 %]", "F1 against PyTorch fp32", "measured")
+TIME_HEAD = "ms a question, p50 / p90"
 TRAINING_HEAD = ("run", "data", "questions", "steps", "tokens", "time", "last loss", "best EM / F1 on the development split", "measured")
 TIMING_HEAD = ("what", "model", "count", "mean", "p50", "p90", "p99", "unit", "measured")
 EXPORT_HEAD = ("model", "target", "precision", "package", "weights", "specification", "inputs", "outputs", "measured")
@@ -64,8 +65,11 @@ def current(found: Runs) -> dict[str, RunFile]:
     return {name: run for name, run in whole.items() if name in kept}
 
 
-def evaluation_table(found: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
-    """One row an evaluation, with the paired difference to the PyTorch fp32 form of the same weights."""
+def evaluation_table(found: Runs, link: Callable[[str, RunFile], str], times: Mapping[tuple[str, str, str], str] | None = None) -> list[str]:
+    """One row an evaluation, with the paired difference to the PyTorch fp32 form of the same weights.
+
+    times: what one question takes, by weights, engine and precision, for a column of its own.
+    """
     rows = []
     for name, run in found.items():
         subject, results = run.subjects[0], run.results
@@ -80,10 +84,11 @@ def evaluation_table(found: Runs, link: Callable[[str, RunFile], str]) -> list[s
                 interval(Interval.from_json(results["intervals"]["exact_match"])),
                 interval(Interval.from_json(results["intervals"]["f1"])),
                 "reference" if reference is run else difference,
+                *([] if times is None else [times.get((subject.sha256, subject.engine, subject.precision), "not measured")]),
                 link(name, run),
             )
         )
-    return table(EVALUATION_HEAD, rows)
+    return table(EVALUATION_HEAD if times is None else (*EVALUATION_HEAD[:-1], TIME_HEAD, EVALUATION_HEAD[-1]), rows)
 
 
 def resampling(found: Runs) -> list[str]:

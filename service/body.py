@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
+import re
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -16,8 +16,13 @@ from fastapi.routing import APIRoute
 
 from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType
 
-_DISCARD_BYTES = 64 << 20
-_DISCARD_SECONDS = 1.0
+# No request of ours is nested deeper than 6; Python's parser would take some hundred levels, or as many as the stack holds.
+MAX_DEPTH = 32
+# Brackets, numbers, commas: what is left of a document without its strings.  A request has a few bytes of it for each text and option.
+MAX_STRUCTURE = 64 << 10
+_BRACKETS = re.compile(r"[\[\]{}]")
+# Above this, parsing takes longer than handing the work to a thread.
+_LARGE = 64 << 10
 
 
 class JsonRequest(Request):
@@ -40,6 +45,8 @@ class JsonRequest(Request):
 class StrictRoute(APIRoute):
     """A route that refuses a bad body before FastAPI sees it."""
 
+    may_be_untyped = False
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, with strict reading in front where the endpoint takes a body."""
         handler = super().get_route_handler()
@@ -47,17 +54,29 @@ class StrictRoute(APIRoute):
             return handler
 
         async def strict(request: Request) -> Response:
-            check_media_type(request)
+            check_media_type(request, self.may_be_untyped)
             body = await read_bounded(request, request.app.state.service.settings.max_body_bytes)
-            return await handler(JsonRequest(request, body, parse_strict(body)))
+            document = parse_strict(body) if len(body) < _LARGE else await asyncio.to_thread(parse_strict, body)
+            return await handler(JsonRequest(request, body, document))
 
         return strict
 
 
-def check_media_type(request: Request) -> None:
+class UntypedRoute(StrictRoute):
+    """A strict route that also takes a body without a content type, for clients that send none; a browser's page may not use that.
+
+    (A page can send such a body to any host without being asked for leave first, but never without its Origin.)
+    Its router needs strict_content_type=False.
+    """
+
+    may_be_untyped = True
+
+
+def check_media_type(request: Request, may_be_untyped: bool = False) -> None:
     """Raises UnsupportedMediaType for anything but uncompressed JSON."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    untyped = may_be_untyped and "content-type" not in request.headers and "origin" not in request.headers
+    if media_type != "application/json" and not untyped:
         found = "another one" if media_type else "none"
         raise UnsupportedMediaType(f"Expected the content type application/json, found {found}.")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -65,34 +84,18 @@ def check_media_type(request: Request) -> None:
 
 
 async def read_bounded(request: Request, limit: int) -> bytes:
-    """The body, of at most `limit` bytes.  Raises BodyTooLarge as soon as more is announced or has arrived."""
-    chunks = request.stream()
+    """The body, of at most `limit` bytes.  Raises BodyTooLarge as soon as more is announced or has arrived; the server sees to the rest."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        if "expect" not in request.headers:  # who asks first has sent nothing yet, and reading would invite it
-            await discard(chunks)
         raise BodyTooLarge(f"The body has {int(announced):,} bytes; at most {limit:,} are taken.")
     parts: list[bytes] = []
     size = 0
-    async for chunk in chunks:
+    async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            parts.clear()
-            await discard(chunks)
             raise BodyTooLarge(f"The body has more than {limit:,} bytes, the most that is taken.")
         parts.append(chunk)
     return b"".join(parts)
-
-
-async def discard(chunks: AsyncIterator[bytes]) -> None:
-    """Let the caller finish sending, within bounds: a connection that is closed on a sender is reset, and the answer is lost with it."""
-    size = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > _DISCARD_BYTES:
-                    return
 
 
 def parse_strict(body: bytes) -> dict[str, Any]:
@@ -103,17 +106,31 @@ def parse_strict(body: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedBody(f"The body is not UTF-8: see byte {error.start}.") from None
+    check_structure(text)
     try:
         document = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise MalformedBody(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
-    except RecursionError:
-        raise MalformedBody("The body is nested too deeply.") from None
     except ValueError:  # the only other one: more digits than Python converts
         raise MalformedBody("The body holds a number with too many digits.") from None
     if not isinstance(document, dict):
         raise InvalidRequest("Expected a JSON object, found another kind of value.")
     return document
+
+
+def check_structure(text: str) -> None:
+    """Raises MalformedBody for a document that is nested too deeply or is mostly brackets and commas, before anything is made of it."""
+    # Without escaped backslashes and then escaped quotes, every quote begins or ends a string.  (A pattern for strings takes a hundred times longer.)
+    if "\\" in text:
+        text = text.replace("\\\\", "").replace('\\"', "")
+    structure = "".join(text.split('"', 2 * MAX_STRUCTURE)[::2])
+    if len(structure) > MAX_STRUCTURE:
+        raise MalformedBody("The body holds more brackets, commas and numbers than any request needs.")
+    depth = 0
+    for bracket in _BRACKETS.findall(structure):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise MalformedBody(f"The body is nested too deeply: more than {MAX_DEPTH} levels.")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

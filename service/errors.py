@@ -6,7 +6,7 @@ The API's documentation is generated from the same table.  A body never repeats 
 from __future__ import annotations
 
 import logging
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,9 +16,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from pocketqa.errors import EngineError, InputError, OptionsError, PocketQAError, TextError
-from service.schemas import ErrorBody
+from service.schemas import ErrorBody, PlainError
+from service.validation import describe_validation
 
 log = logging.getLogger("pocketqa.service")
 
@@ -41,6 +43,58 @@ class InvalidRequest(InputError):
 
 class LimitExceeded(InputError):
     """A question, a context or a wish exceeds a limit of this service."""
+
+
+class MalformedHttp(InputError):
+    """What arrived is not a request in HTTP/1.1, or a contradictory one."""
+
+
+class HeadersTooLarge(InputError):
+    """The headers of the request have more bytes than the service takes."""
+
+
+class RequestTimeout(InputError):
+    """The request did not arrive whole in time."""
+
+
+class UnknownHost(InputError):
+    """The request is addressed to a host that this service does not know itself as."""
+
+
+class Unauthorized(InputError):
+    """The request carries no key, or one that is not known here."""
+
+
+class TooManyConnections(PocketQAError):
+    """The service has as many connections open as it takes."""
+
+
+class UnknownModel(InputError):
+    """The path names a model, or a version of it, that is not served here."""
+
+
+class Waitable(PocketQAError):
+    """An error that time mends: the same request may succeed after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Waitable):
+    """More work is waiting than the service can do in time."""
+
+
+class DeadlineExceeded(Waitable):
+    """The request was not answered within the time that the service allows itself."""
+
+
+class WorkerLost(Waitable):
+    """The process that was computing the answer ended; another one takes its place."""
+
+
+class Draining(Waitable):
+    """The service is about to stop; what it has accepted is still answered."""
 
 
 class NotReady(PocketQAError):
@@ -67,19 +121,32 @@ TABLE: Mapping[type[PocketQAError], ErrorKind] = {
     UnsupportedMediaType: ErrorKind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Send the header: content-type: application/json"),
     InvalidRequest: ErrorKind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", "The fields and their types are described at /docs."),
     LimitExceeded: ErrorKind(HTTPStatus.UNPROCESSABLE_ENTITY, "limit_exceeded", "GET /v1/models tells the limits."),
+    MalformedHttp: ErrorKind(HTTPStatus.BAD_REQUEST, "malformed_http", "Send one request in HTTP/1.1, with a body of one declared length."),
+    HeadersTooLarge: ErrorKind(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "Send shorter or fewer headers."),
+    RequestTimeout: ErrorKind(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "Send headers and body without a pause."),
+    UnknownHost: ErrorKind(HTTPStatus.BAD_REQUEST, "unknown_host", "Who runs the service adds a name with --trusted-hosts (POCKETQA_TRUSTED_HOSTS)."),
+    Unauthorized: ErrorKind(HTTPStatus.UNAUTHORIZED, "unauthorized", "Send the header: Authorization: Bearer KEY"),
+    TooManyConnections: ErrorKind(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "Try again in a moment, on a connection that is kept."),
+    UnknownModel: ErrorKind(HTTPStatus.NOT_FOUND, "unknown_model", "GET /v1/models lists the models."),
     TextError: ErrorKind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_text"),
     OptionsError: ErrorKind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_options"),
+    Overloaded: ErrorKind(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", "Send the request again after the seconds that the header Retry-After tells."),
+    DeadlineExceeded: ErrorKind(HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded", "Try again in a moment, or send less text at once."),
+    WorkerLost: ErrorKind(HTTPStatus.SERVICE_UNAVAILABLE, "worker_lost", "Try again in a moment; a new process is being started."),
+    Draining: ErrorKind(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "Send the request to another instance of the service."),
     NotReady: ErrorKind(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "Try again in a moment; GET /readyz answers 200 once the models are warm."),
     EngineError: ErrorKind(HTTPStatus.INTERNAL_SERVER_ERROR, "engine_failed", message=_INTERNAL),
     PocketQAError: ErrorKind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", message=_INTERNAL),
 }
 
 # What a POST under /v1 may answer besides 200, and what any other endpoint may that needs the models.
-QUESTION_ERRORS = tuple(TABLE)
-MODEL_ERRORS = (NotReady,)
+QUESTION_ERRORS = tuple(error for error in TABLE if error is not UnknownModel)
+GATE_ERRORS = (UnknownHost, Unauthorized)
+MODEL_ERRORS = (NotReady, *GATE_ERRORS)
 
 _RETRY_SECONDS = "1"
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_PLAIN_PATHS = ("/", "/predict", "/health", "/v2")
+_PLAIN_FOLDERS = ("/models/", "/v2/")
 
 
 def kind_of(error: type[PocketQAError]) -> ErrorKind:
@@ -87,23 +154,38 @@ def kind_of(error: type[PocketQAError]) -> ErrorKind:
     return next(TABLE[ancestor] for ancestor in error.__mro__ if ancestor in TABLE)
 
 
-def documented(errors: tuple[type[PocketQAError], ...]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for these errors, one per status with an example per code."""
+def documented(errors: tuple[type[PocketQAError], ...], path: str = "") -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for these errors, one per status with an example per code, in the shape that belongs to the path."""
+    model = PlainError if is_plain(path) else ErrorBody
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         kind = kind_of(error)
         meaning = (error.__doc__ or "").strip()
         entry = responses.setdefault(
-            int(kind.status), {"model": ErrorBody, "description": kind.status.phrase, "content": {"application/json": {"examples": {}}}}
+            int(kind.status), {"model": model, "description": kind.status.phrase, "content": {"application/json": {"examples": {}}}}
         )
-        value = error_document(kind.code, kind.message or meaning, kind.hint)
+        value = error_document(kind.code, kind.message or meaning, kind.hint, path)
         entry["content"]["application/json"]["examples"][kind.code] = {"summary": meaning, "value": value}
     return responses
 
 
-def error_document(code: str, message: str, hint: str | None = None) -> dict[str, dict[str, str]]:
-    """The one shape of an error body."""
+def is_plain(path: str) -> bool:
+    """Whether the path belongs to a protocol whose errors are one text: Hugging Face's or the Open Inference Protocol."""
+    return path in _PLAIN_PATHS or path.startswith(_PLAIN_FOLDERS)
+
+
+def error_document(code: str, message: str, hint: str | None = None, path: str = "") -> dict[str, Any]:
+    """The one shape of an error body; where the path belongs to another protocol, that one's."""
+    if is_plain(path):
+        sentence = message if message.endswith(".") else f"{message}."
+        return {"error": f"{sentence} {hint}" if hint else sentence}
     return {"error": {"code": code, "message": message} | ({"hint": hint} if hint else {})}
+
+
+def item_document(error: PocketQAError) -> dict[str, Any]:
+    """The body that an error would have had on its own, for an item of a list."""
+    kind = kind_of(type(error))
+    return error_document(kind.code, kind.message or str(error), kind.hint)
 
 
 def install(app: FastAPI) -> None:
@@ -114,15 +196,38 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unforeseen)
 
 
+def error_response(error: PocketQAError, scope: Scope | None = None) -> JSONResponse:
+    """The answer to a deliberate error; its code is noted in the scope, where counting and log find it."""
+    kind = kind_of(type(error))
+    _note(scope, kind.code)
+    document = error_document(kind.code, kind.message or str(error), kind.hint, scope["path"] if scope else "")
+    return JSONResponse(document, int(kind.status), error_headers(error))
+
+
+def error_headers(error: PocketQAError) -> dict[str, str]:
+    """When to come back (an error's own `retry_after` in seconds, or in a moment), and whether the connection ends."""
+    headers = {}
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["retry-after"] = str(math.ceil(retry_after))
+    elif kind_of(type(error)).status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["retry-after"] = _RETRY_SECONDS
+    if isinstance(error, BodyTooLarge):
+        headers["connection"] = "close"  # the rest of the body stays unread
+    return headers
+
+
+def _note(scope: Scope | None, code: str) -> None:
+    if scope is not None:
+        scope["pocketqa.error"] = code
+
+
 async def _deliberate(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PocketQAError)
     kind = kind_of(type(error))
     if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR and kind.message:
         log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    headers = {"retry-after": _RETRY_SECONDS} if kind.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-    if isinstance(error, BodyTooLarge):
-        headers["connection"] = "close"  # the rest of the body stays unread
-    return JSONResponse(error_document(kind.code, kind.message or str(error), kind.hint), int(kind.status), headers)
+    return error_response(error, request.scope)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -135,32 +240,16 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     phrase = HTTPStatus(error.status_code).phrase
     message = {404: "There is nothing at this path.", 405: "This path does not take this method."}.get(error.status_code, phrase + ".")
     hint = "The endpoints are listed at /docs." if error.status_code in (404, 405) else None
-    return JSONResponse(error_document(phrase.lower().replace(" ", "_"), message, hint), error.status_code, error.headers)
+    code = phrase.lower().replace(" ", "_")
+    _note(request.scope, code)
+    headers = dict(error.headers or {})
+    if "Allow" in headers and request.scope["path"] == "/":
+        headers["Allow"] = "GET, HEAD, POST"  # the page and Hugging Face's POST stand in two routers, and each tells of its own methods only
+    return JSONResponse(error_document(code, message, hint, request.scope["path"]), error.status_code, headers)
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     # Starlette raises the error again once this is sent, so the server logs it with its traceback.
     kind = TABLE[PocketQAError]
-    return JSONResponse(error_document(kind.code, kind.message or "", kind.hint), int(kind.status))
-
-
-def describe_validation(error: RequestValidationError) -> str:
-    """Every problem of a body in one sentence each, without what was sent."""
-    problems: dict[str, str] = {}
-    for item in error.errors():
-        place = [part for part in item["loc"][1:] if not (isinstance(part, str) and "[" in part)]
-        name = str(place[0]) if place else "body"
-        if item["type"] == "extra_forbidden":
-            # A key is the caller's text: it is named only where it looks like a name.
-            known = f" {name!r}" if _PLAIN_KEY.fullmatch(name) else ""
-            problems[name] = f"unknown key{known}"
-        elif item["type"] == "missing":
-            problems[name] = f"{name} is missing"
-        elif name == "context":  # either of two types, so that pydantic tells of both and of each item
-            problems[name] = "context: expected a string or a list of one or more strings, each valid Unicode and not only white space"
-        elif item["type"] == "string_unicode":
-            problems[name] = f"{name}: expected valid Unicode, found a lone surrogate (half of a UTF-16 pair)"
-        else:
-            text = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected").replace("String should", "text should")
-            problems[name] = f"{name}: {text[:200]}"
-    return "; ".join(list(problems.values())[:20])
+    _note(request.scope, kind.code)
+    return JSONResponse(error_document(kind.code, kind.message or "", kind.hint, request.scope["path"]), int(kind.status))

@@ -1,7 +1,7 @@
-"""Where the work of a request is done: off the event loop, one forward pass at a time.
+"""The way of a question: text to windows, windows through the scheduler, logits to answers; all of it off the event loop.
 
-A forward pass takes every core by itself, so two at once would only share them and blur each other's times: all passes of both models go through
-one compute thread, and what a request waits for it is its queue time.  Tokenising and decoding have threads of their own.
+Tokenising and decoding have threads of their own, the forward passes run wherever the engine has its lanes.  Every method may be cancelled at any
+time: what is still queued leaves the queue.
 """
 
 from __future__ import annotations
@@ -9,22 +9,30 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pocketqa.errors import EngineError
+from pocketqa.errors import EngineError, PocketQAError
 from pocketqa.features import Encoded
 from pocketqa.spans import check_options
-from pocketqa.types import Result, SpanLogits, StageTimings
+from pocketqa.types import Result, StageTimings
+from service.engine.lanes import Engine
+from service.engine.scheduler import Scheduler
+from service.errors import DeadlineExceeded
+from service.metrics import Metrics
 from service.models import Pair, Served
 from service.questions import Question, encode
 from service.schemas import Role
+from service.settings import Settings
 
 T = TypeVar("T")
 
 _TEXT_THREADS = 2
+_CHARACTER_SECONDS = 3e-7  # to tokenise a character, before any were; learned from then on
+_GAIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,81 +52,154 @@ class Compared:
     first: Role
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Forwarded:
-    logits: SpanLogits  # (W, T)
-    queue: float
-    forward: float
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """When a request came and when it is given up."""
+
+    arrived: float
+    deadline: float
 
 
 class Inference:
     """Runs the stages of requests for a pair of models."""
 
-    def __init__(self, pair: Pair, max_windows: int) -> None:
+    def __init__(self, pair: Pair, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._pair = pair
-        self._max_windows = max_windows
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
         self._text = ThreadPoolExecutor(_TEXT_THREADS, "pocketqa-text")
-        self._compute = ThreadPoolExecutor(1, "pocketqa-compute")
+        self._characters = 0  # that are being tokenised, or wait for it
+        self._character_seconds = _CHARACTER_SECONDS
+        self._scheduler = Scheduler(engine, settings, metrics)
 
-    def close(self) -> None:
-        """Let the threads go once they are done."""
+    @property
+    def alive(self) -> bool:
+        """Whether anything computes at the moment."""
+        return any(lane.alive for lane in self._engine.lanes)
+
+    def workers(self) -> list[dict[str, object]]:
+        """The processes that compute: pid, rss_bytes, peak_rss_bytes, threads, alive_seconds, restarts."""
+        return self._engine.processes()
+
+    async def close(self) -> None:
+        """End the lanes, and let the threads go once they are done."""
         self._text.shutdown(wait=False)
-        self._compute.shutdown(wait=False)
+        await self._engine.close()
 
     async def answer(self, role: Role, question: Question) -> Answered:
-        """One model's answers."""
+        """One model's answers.  Raises Overloaded, DeadlineExceeded, WorkerLost, EngineError, and as `encode` does."""
         began = time.perf_counter()
-        served = self._pair[role]
-        encoded = await self._encode(question, [served])
-        result = await self._read(served, question, encoded)
-        return Answered(result, time.perf_counter() - began)
+        async with self._request(role) as clock:
+            encoded, waited = await self._encode(question, [self._pair[role]], clock)
+            self._scheduler.admit({role: encoded.windows}, clock.deadline)
+            result = await self._read(self._pair[role], question, encoded, clock, waited)
+        return self._answered(role, result, time.perf_counter() - began)
+
+    async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
+        """One model's answers to several questions, in their order; in the place of one that failed stands its error."""
+        began = time.perf_counter()
+        async with self._request(role) as clock:
+            with self._tokenising(questions, clock):
+                made, waited = await self._in_thread(lambda: [self._try_encode(question, self._pair[role]) for question in questions])
+            pairs = zip(questions, made, strict=True)
+            return list(await asyncio.gather(*(self._answer_one(role, question, encoded, clock, began, waited) for question, encoded in pairs)))
 
     async def compare(self, question: Question) -> Compared:
         """Both models' answers on the same windows, in an order drawn anew each time: the second would otherwise always find caches warm."""
         began = time.perf_counter()
-        encoded = await self._encode(question, [self._pair["teacher"], self._pair["student"]])
-        shared = time.perf_counter() - began
         order: list[Role] = ["teacher", "student"]
         random.shuffle(order)
-        sides: dict[Role, Answered] = {}
-        for role in order:
-            began = time.perf_counter()
-            result = await self._read(self._pair[role], question, encoded)
-            sides[role] = Answered(result, shared + time.perf_counter() - began)
+        async with self._request(order[0]) as clock:
+            encoded, waited = await self._encode(question, [self._pair["teacher"], self._pair["student"]], clock)
+            self._scheduler.admit(dict.fromkeys(order, encoded.windows), clock.deadline)
+            shared = time.perf_counter() - began
+            sides: dict[Role, Answered] = {}
+            for role in order:
+                began = time.perf_counter()
+                result = await self._read(self._pair[role], question, encoded, clock, waited)
+                sides[role] = self._answered(role, result, shared + time.perf_counter() - began)
         return Compared(sides["teacher"], sides["student"], order[0])
 
-    async def _encode(self, question: Question, readers: Sequence[Served]) -> Encoded:
-        def work() -> Encoded:
-            # Both models share a vocabulary, so either tokenizer will do.
-            encoded = encode(self._pair.student.reader, question, self._max_windows)
-            for served in readers:  # options that decoding would refuse are refused before a forward pass is spent on them
-                check_options(encoded, question.span_options(served.reader.no_answer), served.reader.no_answer)
+    @asynccontextmanager
+    async def _request(self, role: Role) -> AsyncIterator[_Clock]:
+        """Around all of a request: its deadline, and a count of those whose client left.  Raises DeadlineExceeded."""
+        limit = self._settings.deadline_seconds
+        arrived = time.monotonic()
+        try:
+            async with asyncio.timeout(limit):
+                yield _Clock(arrived, arrived + limit)
+        except TimeoutError:
+            raise DeadlineExceeded(f"The answer was not ready within {limit:g} seconds.", max(1.0, self._scheduler.wait_seconds())) from None
+        except asyncio.CancelledError:
+            self._metrics.cancelled(role)
+            raise
+
+    def _answered(self, role: Role, result: Result, total: float) -> Answered:
+        self._metrics.stages(role, result.timings, total)
+        return Answered(result, total)
+
+    async def _answer_one(
+        self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: _Clock, began: float, waited: float
+    ) -> Answered | PocketQAError:
+        if isinstance(encoded, PocketQAError):
             return encoded
+        try:
+            self._scheduler.admit({role: encoded.windows}, clock.deadline)
+            result = await self._read(self._pair[role], question, encoded, clock, waited)
+        except PocketQAError as error:
+            return error
+        return self._answered(role, result, time.perf_counter() - began)
 
-        return await _run(self._text, work)
+    async def _encode(self, question: Question, readers: Sequence[Served], clock: _Clock) -> tuple[Encoded, float]:
+        with self._tokenising([question], clock):
+            return await self._in_thread(lambda: self._make_windows(question, readers))
 
-    async def _read(self, served: Served, question: Question, encoded: Encoded) -> Result:
-        forwarded = await self._forward(served, encoded)
+    @contextmanager
+    def _tokenising(self, questions: Sequence[Question], clock: _Clock) -> Iterator[None]:
+        """Around making windows: what waits to be tokenised counts as waiting too.  Raises Overloaded."""
+        self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS)
+        characters = sum(len(text) for question in questions for text in (question.request.question, *question.request.contexts))
+        self._characters += characters
+        try:
+            yield
+        finally:
+            self._characters -= characters
+
+    def _try_encode(self, question: Question, served: Served) -> Encoded | PocketQAError:
+        try:
+            return self._make_windows(question, [served])
+        except PocketQAError as error:
+            return error
+
+    def _make_windows(self, question: Question, readers: Sequence[Served]) -> Encoded:
+        # Both models share a vocabulary, so either tokenizer will do.
+        encoded = encode(self._pair.student.reader, question, self._settings.max_windows)
+        characters = sum(map(len, (question.request.question, *question.request.contexts)))
+        self._character_seconds += _GAIN * (encoded.seconds / characters - self._character_seconds)
+        for served in readers:  # options that decoding would refuse are refused before a forward pass is spent on them
+            check_options(encoded, question.span_options(served.reader.no_answer), served.reader.no_answer)
+        return encoded
+
+    async def _read(self, served: Served, question: Question, encoded: Encoded, clock: _Clock, waited: float) -> Result:
+        """Windows to answers.  waited: for a thread that tokenises, in seconds; all waiting of a request is its time in the queue."""
+        scored = await self._scheduler.run(served.role, encoded.windows, clock.arrived, clock.deadline)
         options = question.span_options(served.reader.no_answer)
-        result = (await _run(self._text, lambda: served.reader.decode(encoded, forwarded.logits, options)))[0]
-        return replace(result, timings=StageTimings(encoded.seconds, forwarded.queue, forwarded.forward, result.timings.decode))
+        (result,), waited_again = await self._in_thread(lambda: served.reader.decode(encoded, scored.logits, options))
+        queue = waited + scored.queue + waited_again
+        return replace(result, timings=StageTimings(encoded.seconds, queue, scored.forward, result.timings.decode))
 
-    async def _forward(self, served: Served, encoded: Encoded) -> _Forwarded:
-        """The seam for a batcher across requests: windows in, logits and times out."""
+    async def _in_thread(self, work: Callable[[], T]) -> tuple[T, float]:
+        """What `work` returns, and the seconds that it waited for a thread."""
         submitted = time.perf_counter()
 
-        def work() -> _Forwarded:
-            began = time.perf_counter()
-            logits = served.reader.forward(encoded)
-            return _Forwarded(logits, began - submitted, time.perf_counter() - began)
+        def timed() -> tuple[T, float]:
+            waited = time.perf_counter() - submitted
+            return work(), waited
 
-        return await _run(self._compute, work)
-
-
-async def _run(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    try:
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
-    except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as panic:  # a panic of the tokenizer's Rust code is no Exception, and nothing above would answer it
-        raise EngineError(f"A library panicked: {type(panic).__name__}") from panic
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._text, timed)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:  # a panic of the tokenizer's Rust code is no Exception, and nothing above would answer it
+            raise EngineError(f"A library panicked: {type(panic).__name__}") from panic

@@ -90,13 +90,18 @@ class Pair:
 
 def open_pair(settings: Settings) -> Pair:
     """Both models, verified against their manifests and replayed on their golden questions.  Raises FolderError, EngineError, VocabularyMismatch."""
+    check_folders(settings)
+    return Pair(open_model("teacher", settings.teacher, settings), open_model("student", settings.student, settings))
+
+
+def check_folders(settings: Settings) -> None:
+    """Raises IncompleteFolder where a folder is not there at all."""
     folders: dict[Role, Path] = {"teacher": settings.teacher, "student": settings.student}
     if missing := [f"a {role} at {path}" for role, path in folders.items() if not path.is_dir()]:
         raise IncompleteFolder(
             f"Expected {' and '.join(missing)}, found no such folder. Name two model folders made by `pocketqa package`: "
             "pocketqa serve --teacher DIR --student DIR (or set POCKETQA_TEACHER and POCKETQA_STUDENT)."
         )
-    return Pair(open_model("teacher", folders["teacher"], settings), open_model("student", folders["student"], settings))
 
 
 def open_model(role: Role, path: Path, settings: Settings) -> Served:

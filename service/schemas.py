@@ -22,11 +22,13 @@ _TIMINGS: JsonValue = {"tokenise": 0.2, "queue": 0.1, "forward": 6.4, "decode": 
 _ANSWER: JsonValue = {"text": "Marguerite Oldcastle", "start": 35, "end": 55, "score": 0.91, "source": 0, "is_no_answer": False}
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of what is taken: types as they are in JSON, no other keys."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class CompareRequest(_Strict):
+class CompareRequest(Strict):
     """A question put to one passage or several."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"question": _QUESTION, "context": _CONTEXT}]})
@@ -56,6 +58,18 @@ class AnswerRequest(CompareRequest):
     model_config = ConfigDict(json_schema_extra={"examples": [{"question": _QUESTION, "context": _CONTEXT, "model": "student", "top_k": 1}]})
 
     model: Role = Field("student", description="Which model answers.")
+
+
+class AnswersRequest(Strict):
+    """Several questions at once, each with a passage, a model and options of its own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"requests": [{"question": _QUESTION, "context": _CONTEXT}, {"question": "When was it opened?", "context": _CONTEXT}]}]
+        }
+    )
+
+    requests: Annotated[list[AnswerRequest], Field(min_length=1)] = Field(description="What POST /v1/answer takes, several times.")
 
 
 class AnswerItem(BaseModel):
@@ -156,6 +170,7 @@ class Limits(BaseModel):
     contexts: int
     windows: int
     top_k: int
+    requests: int = Field(description="Questions in one body, where a list of them is taken.")
 
 
 class ModelsResponse(BaseModel):
@@ -205,3 +220,28 @@ class ErrorBody(BaseModel):
     """The one shape of every error."""
 
     error: ErrorDetail
+
+
+class AnswersResponse(BaseModel):
+    """What POST /v1/answer would have answered to each request, in their order: answers, or an error."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "results": [
+                        {"model": "student", "answers": [_ANSWER], "windows": 1, "tokens": 28, "timings": _TIMINGS},
+                        {"error": {"code": "limit_exceeded", "message": "At most 20 answers (top_k) are taken, found 50."}},
+                    ]
+                }
+            ]
+        }
+    )
+
+    results: list[AnswerResponse | ErrorBody]
+
+
+class PlainError(BaseModel):
+    """An error in the shape of Hugging Face and of the Open Inference Protocol: one text."""
+
+    error: str

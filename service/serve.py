@@ -21,13 +21,19 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 def main(argv: Sequence[str]) -> int:
     """Run until interrupted.  Raises PocketQAError for settings, folders or an address that cannot be used."""
     settings = Settings.read(argv)
+
+    from service.app import create_app  # after --help, which needs none of it
+    from service.draining import DrainingServer
+    from service.edge.gates import check_exposure
+    from service.edge.server import allow_connections, config
+    from service.edge.tracing import LogFilter
+
+    check_exposure(settings)
+    allow_connections(settings.max_connections)
     listener = listen(settings.host, settings.port)
-
-    import uvicorn  # after --help, which needs none of it
-
-    from service.app import create_app
-
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    to_standard_error = logging.StreamHandler()
+    to_standard_error.addFilter(LogFilter())
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s%(trace)s", handlers=[to_standard_error])
 
     def opened(failure: Exception | None) -> None:
         if failure is not None:
@@ -40,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"Ready on {url(listener)} with {models}. Ctrl+C stops.", flush=True)
 
     app = create_app(settings, opened=opened)
-    # No server header: it tells callers nothing that they need.
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    server = DrainingServer(config(app, settings), app.state.service.drain, settings.drain_seconds)
     print(f"Opening the models; {url(listener)} answers once they are warm.", flush=True)
     server.run(sockets=[listener])
     if failure := app.state.service.failure:

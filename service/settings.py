@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 from pocketqa.errors import OptionsError
 from pocketqa.runtimes import ENGINES
+from service.edge.keys import new_key
 
 PREFIX = "POCKETQA_"
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -42,6 +45,35 @@ def _one_of(*choices: str) -> tuple[Parser, str]:
     return parse, "one of " + ", ".join(choices)
 
 
+def _seconds(low: float, high: float) -> tuple[Parser, str]:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text, re.ASCII) or not low <= float(text) <= high:
+            raise ValueError
+        return float(text)
+
+    return parse, f"seconds between {low:g} and {high:g}"
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in _WORDS:
+        raise ValueError
+    return _WORDS[text.lower()]
+
+
+def _host_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if not all(re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) for name in names):
+        raise ValueError
+    return names
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(","))
+    if not all(re.fullmatch(r"https?://[A-Za-z0-9._\[\]:-]+", origin) for origin in origins):
+        raise ValueError
+    return origins
+
+
 def _name(text: str) -> str:
     if not text.strip() or any(character.isspace() for character in text):
         raise ValueError
@@ -60,6 +92,11 @@ def _setting(default: object, parser: tuple[Parser, str], help: str) -> Any:
 
 _FOLDER = (_path, "the path of a model folder")
 _HOST = (_name, "a host name or address, such as 127.0.0.1")
+_FILE = (_path, "the path of a file")
+_WORDS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+_SWITCH = (_yes_or_no, "yes or no")
+_HOSTS = (_host_names, "host names with commas between them, such as qa.example.org,*.example.net")
+_ORIGINS = (_origins, "origins with commas between them, such as https://app.example.org,http://localhost:3000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +116,22 @@ class Settings:
     max_contexts: int = _setting(64, _whole(1, 100_000), "most passages of one request")
     max_windows: int = _setting(256, _whole(1, 100_000), "most windows (model inputs) of one request")
     max_top_k: int = _setting(20, _whole(1, 100), "most answers of one request")
+    max_requests: int = _setting(64, _whole(1, 1_000), "most questions of one body, where a list of them is taken")
+    workers: int | None = _setting(None, _whole(1, 64), "processes that compute; unset: one, or one for every eight usable cores")
+    batching: bool = _setting(True, _SWITCH, "compute windows of several requests together where that is quicker than one after the other")
+    max_batch_tokens: int = _setting(4096, _whole(16, 1 << 20), "most positions (windows times their padded length) of one forward pass")
+    deadline_seconds: float = _setting(30.0, _seconds(0.1, 3600), "time in which a request is answered, or given up with a 503")
+    max_queue_seconds: float = _setting(10.0, _seconds(0.1, 3600), "predicted wait for a forward pass above which a request gets a 429")
+    drain_seconds: float = _setting(1.0, _seconds(0, 600), "time that the service goes on serving, not ready any more, after SIGTERM")
+    api_keys_file: Path | None = _setting(None, _FILE, "file of key hashes, a line for each from --new-key; unset: nobody needs a key")  # noqa: RUF009
+    allow_public: bool = _setting(False, _SWITCH, "listen on an address that other machines reach although no key is needed")
+    trusted_hosts: tuple[str, ...] = _setting((), _HOSTS, "names of this service in a Host header, besides addresses and names without a dot")
+    cors_origins: tuple[str, ...] = _setting((), _ORIGINS, "other sites whose pages may call this service from a browser")
+    max_connections: int = _setting(1024, _whole(1, 100_000), "most connections at a time; one more is answered 503 and closed")
+    header_seconds: float = _setting(10.0, _seconds(0.1, 600), "time in which the headers of a request have to arrive")
+    body_seconds: float = _setting(10.0, _seconds(0.1, 600), "time in which the body of a request has to arrive, after its headers")
+    idle_seconds: float = _setting(30.0, _seconds(0.1, 3600), "time after which a connection without a request, or that takes no answer, is closed")
+    access_log: bool = _setting(True, _SWITCH, "a line of JSON on standard error for each request, without texts")
 
     @classmethod
     def read(cls, argv: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
@@ -106,6 +159,16 @@ def _flag(item: Field[Any]) -> str:
     return "--" + item.name.replace("_", "-")
 
 
+class _NewKey(argparse.Action):
+    """Make a key, and end: its line goes to standard output, so that `>> FILE` adds it, and the key itself to the terminal."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        key, line = new_key(values)
+        print(line)
+        print(f"{key}\nis the key, shown this once; the line on standard output belongs into the file that --api-keys-file names.", file=sys.stderr)
+        parser.exit()
+
+
 def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pocketqa serve",
@@ -114,8 +177,13 @@ def _argument_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for item in fields(Settings):
-        default = item.default if item.default is not None else "unset"
+        default = item.default if item.default not in (None, ()) else "unset"
         if isinstance(default, Path):
             default = f"{default.parent.name}/{default.name}, of the checkout where there is one"
-        parser.add_argument(_flag(item), metavar="VALUE", help=f"{item.metadata['help']} (default: {default})")
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        # A switch may stand alone: --allow-public means --allow-public yes.
+        alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if item.metadata["parse"] is _yes_or_no else {}
+        parser.add_argument(_flag(item), metavar="VALUE", help=f"{item.metadata['help']} (default: {default})", **alone)
+    parser.add_argument("--new-key", action=_NewKey, metavar="NAME", help="make an API key, print it and the line for its file, and end")
     return parser

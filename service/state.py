@@ -1,4 +1,4 @@
-"""The service's life: opening, ready, or failed to open.  Probes and page answer from the start; questions wait for ready."""
+"""The service's life: opening, ready, draining, or failed to open.  Probes and page answer from the start; questions wait for ready."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import logging
 from collections.abc import Callable
 
 from pocketqa.errors import PocketQAError
-from service.errors import NotReady
+from service.engine.lanes import Engine, ThreadEngine
+from service.engine.supervisor import WorkerEngine
+from service.errors import Draining, NotReady
 from service.inference import Inference
-from service.models import Pair, open_pair
+from service.metrics import Metrics
+from service.models import Pair
 from service.settings import Settings
 
 log = logging.getLogger("pocketqa.service")
 
 
 class Service:
-    """Settings, models and threads of one running app.
+    """Settings, models, engine and counters of one running app.
 
+    opener: opens models in this process, to be computed by a thread; None starts worker processes.
     opened: called once, when the models are warm (with None) or could not be opened (with the error).
     """
 
     def __init__(
-        self, settings: Settings, opener: Callable[[Settings], Pair] = open_pair, opened: Callable[[Exception | None], None] | None = None
+        self, settings: Settings, opener: Callable[[Settings], Pair] | None = None, opened: Callable[[Exception | None], None] | None = None
     ) -> None:
         self.settings = settings
+        self.metrics = Metrics()
         self.failure: Exception | None = None
+        self.draining = False
         self._opener = opener
         self._opened = opened
         self._pair: Pair | None = None
@@ -34,7 +40,11 @@ class Service:
     async def open(self) -> None:
         """Open and warm the models off the event loop, so that probes are answered meanwhile."""
         try:
-            self.take(await asyncio.to_thread(self._opener, self.settings))
+            if self._opener is not None:
+                self.take(await asyncio.to_thread(self._opener, self.settings))
+            else:
+                workers = WorkerEngine(self.settings, self.metrics.restarted)
+                self.take(await workers.open(), workers)
         except Exception as error:
             self.failure = error
             # A deliberate error is a sentence for the reader; another one is a fault of ours, whose place matters.
@@ -42,15 +52,20 @@ class Service:
         if self._opened is not None:
             self._opened(self.failure)
 
-    def take(self, pair: Pair) -> None:
-        """Serve these models from now on."""
-        self._inference = Inference(pair, self.settings.max_windows)
+    def take(self, pair: Pair, engine: Engine | None = None) -> None:
+        """Serve these models from now on.  engine: what computes them; None for a thread of this process."""
+        self._inference = Inference(pair, engine or ThreadEngine(pair), self.settings, self.metrics)
+        self.metrics.watch_workers(self._inference.workers)
         self._pair = pair
 
-    def close(self) -> None:
-        """Stop the threads."""
+    def drain(self) -> None:
+        """Say from now on that the service is not ready, so that new requests are sent elsewhere; those that come are still served."""
+        self.draining = True
+
+    async def close(self) -> None:
+        """End the workers and let the threads go."""
         if self._inference is not None:
-            self._inference.close()
+            await self._inference.close()
 
     @property
     def pair(self) -> Pair:
@@ -67,9 +82,11 @@ class Service:
         return self._inference
 
     def check_ready(self) -> None:
-        """Raises NotReady."""
-        if self._inference is None:
-            raise self._not_ready()
+        """Raises Draining; NotReady while the models are opened, and while no process is there that computes."""
+        if self.draining:
+            raise Draining("The service is about to stop.")
+        if not self.inference.alive:
+            raise NotReady("The process that computes has ended; another one is being started.")
 
     def _not_ready(self) -> NotReady:
         if self.failure is not None:

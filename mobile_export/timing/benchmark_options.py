@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     engines = f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16 (default: onnxruntime; --preset paper: and executorch)"
     add("--engines", metavar="E,E", help=engines)
     add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
-    workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training, which has a --help of its own"
+    workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training or service, which have a --help of their own"
     add("--workload", nargs="+", default=[], metavar="W", help=workloads)
     add("--lengths", default="128,384", metavar="N,N", help="of the workload fixed, in tokens (default: %(default)s)")
     add("--data", metavar="FILE", help="SQuAD-format file for squad and fixed (default: the project's own samples)")

@@ -72,6 +72,7 @@ function card(role, side, longest) {
   const none = !best || best.is_no_answer;
   node.classList.add(role);
   find("h2").textContent = TITLES[role];
+  find(".engine").textContent = `${side.engine} ${side.precision}`;
   find(".answer").textContent = none ? NOTHING : best.text;
   find(".answer").classList.toggle("none", none);
   find(".fill").style.width = `${100 * (best ? best.score : 0)}%`;
@@ -128,17 +129,23 @@ function complain(message) {
   $("error").hidden = !message;
 }
 
-async function fetchJson(path, options) {
+async function fetchJson(path, options = {}) {
+  // A key is kept nowhere but in its field.
+  const key = $("key").value;
+  const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers });
   } catch {
     throw new Error("The service did not answer. Is it still running?");
   }
   const data = await response.json().catch(() => null);
   if (response.ok && data) return data;
+  if (response.status === 401) $("key-row").hidden = false;
   const error = data?.error;
-  throw new Error(error ? [error.message, response.status === 503 && error.hint].filter(Boolean).join(" ") : `The service answered with status ${response.status}.`);
+  const seconds = response.status === 429 && response.headers.get("retry-after");
+  const next = seconds ? `Try again in ${seconds} second${seconds === "1" ? "" : "s"}.` : response.status === 503 && error?.hint;
+  throw new Error(error ? [error.message, next].filter(Boolean).join(" ") : `The service answered with status ${response.status}.`);
 }
 
 function setRunning(on) {
@@ -259,6 +266,10 @@ $("context").addEventListener("input", () => {
   suggest([]);
 });
 $("sample").addEventListener("change", (event) => chooseSample(event.target.value === "" ? -1 : Number(event.target.value)));
+$("key").addEventListener("change", () => {
+  complain("");
+  if (!samples.length) loadSamples().catch((error) => complain(error.message));
+});
 if (/Mac|iPhone|iPad/.test(navigator.platform)) $("modifier").textContent = "⌘";
 loadSamples().catch((error) => complain(error.message));
 loadModels();

@@ -11,15 +11,16 @@ function make(tag, text, ...children) {
 function typeOf(schema) {
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.anyOf) return schema.anyOf.map(typeOf).join(" or ");
+  if ("const" in schema) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" or ");
-  if (schema.type === "array") return `list of ${typeOf(schema.items)}`;
+  if (schema.type === "array") return schema.items?.anyOf ? `list of (${typeOf(schema.items)})` : `list of ${typeOf(schema.items ?? {})}`;
   const range = [["minimum", "from"], ["maximum", "to"], ["exclusiveMaximum", "below"]].filter(([key]) => key in schema).map(([key, word]) => `${word} ${schema[key]}`);
-  return [schema.type, ...range].join(" ");
+  return [schema.type ?? "any value", ...range].join(" ");
 }
 
 function fields(schema) {
   const list = make("dl");
-  for (const [name, field] of Object.entries(schema.properties)) {
+  for (const [name, field] of Object.entries(schema.properties ?? {})) {
     const needed = schema.required?.includes(name) ? "required" : "default" in field ? `default ${JSON.stringify(field.default)}` : "";
     list.append(make("dt", `${name}: ${typeOf(field)}${needed ? `, ${needed}` : ""}`));
     if (field.description) list.append(make("dd", field.description));
@@ -35,7 +36,8 @@ function operation(method, path, spec, schemas) {
     const schema = schemas[typeOf(body)];
     const example = schema.examples[0];
     const ordered = Object.fromEntries(Object.keys(schema.properties).filter((name) => name in example).map((name) => [name, example[name]]));
-    const command = `curl ${location.origin}${path} -H 'content-type: application/json' \\\n  -d '${JSON.stringify(ordered)}'`;
+    const filled = path.replace(/\{(\w+)\}/g, (_, name) => spec.parameters.find((each) => each.name === name).schema.enum?.at(-1) ?? name.toUpperCase());
+    const command = `curl ${location.origin}${filled} -H 'content-type: application/json' \\\n  -d '${JSON.stringify(ordered)}'`;
     section.append(make("h3", "Request"), fields(schema), make("pre", command));
   }
   const list = make("dl");

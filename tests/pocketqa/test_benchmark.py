@@ -9,27 +9,31 @@ import pytest
 
 from pocketqa import benchmark
 
+TRAINING, SERVICE = "distillation.speed", "loadtest.service_benchmark"
+
 
 @pytest.mark.parametrize(
-    ("argv", "training"),
+    ("argv", "module"),
     [
-        (["--workload", "training"], True),
-        (["--workload=training", "model"], True),
-        (["model", "--workload", "training", "--seed", "1"], True),
-        (["model"], False),
-        (["training", "--workload", "squad"], False),
-        (["--workload", "squad", "training"], False),
-        (["--preset", "training"], False),
+        (["--workload", "training"], TRAINING),
+        (["--workload=training", "model"], TRAINING),
+        (["model", "--workload", "training", "--seed", "1"], TRAINING),
+        (["--workload", "service"], SERVICE),
+        (["--run-file", "runs", "--workload=service"], SERVICE),
+        (["model"], benchmark.LATENCY_VERB),
+        (["training", "--workload", "squad"], benchmark.LATENCY_VERB),
+        (["--workload", "squad", "service"], benchmark.LATENCY_VERB),
+        (["--preset", "training"], benchmark.LATENCY_VERB),
     ],
 )
-def test_the_word_after_workload_chooses(argv: list[str], training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_after_workload_chooses(argv: list[str], module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, list[str]]] = []
-    for name, status in ((benchmark.TRAINING_VERB, 3), (benchmark.LATENCY_VERB, 4)):
+    for status, name in enumerate((TRAINING, SERVICE, benchmark.LATENCY_VERB), 3):
 
         def verb(words: list[str], name: str = name, status: int = status) -> int:
             called.append((name, words))
             return status
 
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(main=verb))
-    assert benchmark.main(argv) == (3 if training else 4)
-    assert called == [(benchmark.TRAINING_VERB if training else benchmark.LATENCY_VERB, argv)]
+    assert benchmark.main(argv) == {TRAINING: 3, SERVICE: 4, benchmark.LATENCY_VERB: 5}[module]
+    assert called == [(module, argv)]

@@ -354,3 +354,16 @@ def test_a_page_elsewhere_does_not_tell_of_this_machine(project, tmp_path):
     (tmp_path / "deep").mkdir()
     report.main(["--no-readme", "--out", str(tmp_path / "deep" / "down.md")])
     assert "](../runs/evaluation-teacher" in (tmp_path / "deep" / "down.md").read_text(encoding="utf-8")
+
+
+def test_the_time_of_a_question_is_that_of_the_full_race_on_the_fewest_threads():
+    slow, fast = (("student", "onnxruntime fp32", 90.0),), (("student", "onnxruntime fp32", 20.0),)
+    races = [
+        mobile_runs.race("full", fast),
+        mobile_runs.race("quick", slow, mode="quick"),
+        mobile_runs.race("two threads", slow, threads=2),
+        mobile_runs.race("of sentences", slow, workload="stsb: pairs"),
+    ]
+    for order in (races, races[::-1]):
+        times = mobile_tables.question_times({run.name: run for run in order}, lambda name, _: name)
+        assert times == {(mobile_runs.SHA["student"], "onnxruntime", "fp32"): "20.0 / 28.0 on 1 thread, full"}

@@ -32,6 +32,7 @@ def model_folder_free_settings(tmp_path_factory: pytest.TempPathFactory) -> Sett
         max_contexts=3,
         max_windows=8,
         max_top_k=5,
+        access_log=False,  # of the tests' requests
     )
 
 

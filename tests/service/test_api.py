@@ -31,6 +31,20 @@ def ask(client: TestClient, **body: object) -> Any:
     return response.json()
 
 
+@pytest.mark.parametrize("path", ["/v1/answer", "/models/student", "/v2/models/student/ready"])
+def test_no_part_of_a_request_is_handed_to_fastapis_threads(client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A plain function among the dependencies would be: two switches of threads, paid by every request."""
+
+    async def refuse(function: object, *_: object) -> object:
+        raise AssertionError(f"{function} runs in a thread")
+
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", refuse)
+    monkeypatch.setattr("fastapi.routing.run_in_threadpool", refuse)
+    pair = {"question": WHO, "context": MILL}
+    response = client.get(path) if path.endswith("ready") else client.post(path, json={"inputs": pair} if "models" in path else pair)
+    assert response.status_code == 200
+
+
 def test_the_student_answers_unless_the_teacher_is_asked(client: TestClient) -> None:
     by_default, teacher = ask(client), ask(client, model="teacher")
     assert (by_default["model"], by_default["answers"][0]["text"]) == ("student", "Bell")
@@ -193,7 +207,15 @@ def test_models_tells_what_runs_and_within_which_limits(client: TestClient, mode
         "no_answer": {"supported": True, "threshold": 0.0},
     }  # fmt: skip
     assert student["role"] == "student"
-    assert body["limits"] == {"body_bytes": 20_000, "question_chars": 100, "context_chars": 5_000, "contexts": 3, "windows": 8, "top_k": 5}
+    assert body["limits"] == {
+        "body_bytes": 20_000,
+        "question_chars": 100,
+        "context_chars": 5_000,
+        "contexts": 3,
+        "windows": 8,
+        "top_k": 5,
+        "requests": 64,
+    }
     assert body["version"] == pocketqa.__version__
 
 

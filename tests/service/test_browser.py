@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from service.app import create_app
+from service.edge.keys import new_key
 from service.models import Pair
-from service.serve import listen, url
 from service.settings import Settings
+from tests.service.edge.conftest import running
 
 pytestmark = pytest.mark.full
 
@@ -36,14 +36,9 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 @pytest.fixture(scope="module")
 def address(pair: Pair) -> Iterator[str]:
     """The app, served as `pocketqa serve` does."""
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(max_question_chars=50), pair), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    address = url(listener)
-    thread.start()
-    yield address
-    server.should_exit = True
-    thread.join(20)
+    settings = Settings(max_question_chars=50, access_log=False)
+    with running(create_app(settings, pair), settings) as served:
+        yield f"http://127.0.0.1:{served.port}"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Page:
     """The page as a person has it before them."""
 
-    def __init__(self, browser: Any, address: str) -> None:
+    def __init__(self, browser: Any, address: str, ready: Callable[[Page], object] | None = None) -> None:
         self.browser = browser
         self.address = address
         self.requested: list[str] = []
@@ -73,7 +68,7 @@ class Page:
         self.note_requests()
         self.requested.clear()
         browser.get(address + "/")
-        self.wait(lambda: self.all("#suggestions button") and self.text("models").startswith("Teacher"))
+        self.wait(lambda: ready(self) if ready else self.all("#suggestions button") and self.text("models").startswith("Teacher"))
 
     def one(self, identity: str) -> Any:
         return self.browser.find_element(By.ID, identity)
@@ -155,6 +150,7 @@ def test_times_confidence_and_ratio_are_shown(page: Page) -> None:
     for role in ("teacher", "student"):
         card = page.all(f".card.{role}")[0]
         assert "confident" in card.text
+        assert "tiny fp32" in card.text
         assert [term.text for term in card.find_elements(By.TAG_NAME, "dt")] == ["tokenise", "queue", "forward", "decode"]
         assert all(value.text.endswith(" ms") for value in card.find_elements(By.TAG_NAME, "dd"))
         widths = page.script("return [...arguments[0].querySelectorAll('.stages span')].map(s => s.getBoundingClientRect().width)", card)
@@ -248,6 +244,21 @@ def test_a_service_that_is_gone_is_told(page: Page) -> None:
             "Network.emulateNetworkConditions", {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         )
         page.browser.get_log("browser")  # the lost connection is complained of, rightly
+
+
+def test_a_key_is_asked_for_where_one_is_needed(browser: Any, pair: Pair, tmp_path: Path) -> None:
+    key, line = new_key("tester")
+    (tmp_path / "keys").write_text(line + "\n", "utf-8")
+    settings = Settings(access_log=False, api_keys_file=tmp_path / "keys")
+    with running(create_app(settings, pair), settings) as guarded:
+        page = Page(browser, f"http://127.0.0.1:{guarded.port}", ready=lambda page: page.one("key").is_displayed())
+        assert page.text("error") == "Expected a key that this service knows."
+        page.one("key").send_keys(key, Keys.TAB)
+        page.wait(lambda: page.all("#suggestions button") and page.text("models").startswith("Teacher"))
+        page.ask(EMOJI)
+        assert page.answer("student") == "Bell"
+        assert not page.one("error").is_displayed()
+    browser.get_log("browser")  # the refusals are complained of, rightly
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

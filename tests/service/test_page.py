@@ -56,7 +56,7 @@ def test_every_control_has_a_label() -> None:
     text = (FOLDER / "index.html").read_text("utf-8")
     controls = set(re.findall(r'<(?:input|textarea|select)[^>]*\sid="([^"]+)"', text))
     assert controls == set(re.findall(r'<label[^>]*\sfor="([^"]+)"', text))
-    assert controls == {"context", "question", "sample"}
+    assert controls == {"context", "question", "sample", "key"}
 
 
 def test_the_script_finds_everything_that_it_names() -> None:

@@ -24,9 +24,20 @@ def test_every_field_is_a_variable_and_a_flag() -> None:
     texts = {
         "student": "a/b", "teacher": "/c d", "engine": "onnxruntime", "precision": "fp32", "threads": "3", "host": "::1", "port": "0",
         "max_body_bytes": "2048", "max_question_chars": "7", "max_context_chars": "8", "max_contexts": "9", "max_windows": "10", "max_top_k": "11",
+        "max_requests": "13", "workers": "12", "batching": "off", "max_batch_tokens": "512", "deadline_seconds": "5", "max_queue_seconds": "2.5",
+        "drain_seconds": "0",
+        "api_keys_file": "keys", "allow_public": "yes", "trusted_hosts": "qa.example.org, *.Example.net", "cors_origins": "https://a.example,http://b:3",
+        "max_connections": "12", "header_seconds": "1.5", "body_seconds": "2", "idle_seconds": "3", "access_log": "off",
     }  # fmt: skip
     assert set(texts) == {field.name for field in dataclasses.fields(Settings)}
-    wanted = Settings(Path("a/b"), Path("/c d"), "onnxruntime", "fp32", 3, "::1", 0, 2048, 7, 8, 9, 10, 11)
+    wanted = Settings(
+        student=Path("a/b"), teacher=Path("/c d"), engine="onnxruntime", precision="fp32", threads=3, host="::1", port=0,
+        max_body_bytes=2048, max_question_chars=7, max_context_chars=8, max_contexts=9, max_windows=10, max_top_k=11,
+        max_requests=13, workers=12, batching=False, max_batch_tokens=512, deadline_seconds=5.0, max_queue_seconds=2.5, drain_seconds=0.0,
+        api_keys_file=Path("keys"), allow_public=True, trusted_hosts=("qa.example.org", "*.example.net"),
+        cors_origins=("https://a.example", "http://b:3"), max_connections=12, header_seconds=1.5, body_seconds=2.0, idle_seconds=3.0,
+        access_log=False,
+    )  # fmt: skip
     assert Settings.read([], {f"POCKETQA_{name.upper()}": text for name, text in texts.items()}) == wanted
     assert Settings.read([f"--{name.replace('_', '-')}={text}" for name, text in texts.items()], {}) == wanted
 
@@ -54,6 +65,14 @@ def test_other_variables_are_left_alone() -> None:
         ("POCKETQA_HOST", "", "a host name or address, such as 127.0.0.1"),
         ("POCKETQA_HOST", "my host", "a host name or address, such as 127.0.0.1"),
         ("POCKETQA_STUDENT", " ", "the path of a model folder"),
+        ("POCKETQA_ALLOW_PUBLIC", "maybe", "yes or no"),
+        ("POCKETQA_BODY_SECONDS", "-1", "seconds between 0.1 and 600"),
+        ("POCKETQA_BODY_SECONDS", "1e3", "seconds between 0.1 and 600"),
+        ("POCKETQA_BODY_SECONDS", "nan", "seconds between 0.1 and 600"),
+        ("POCKETQA_TRUSTED_HOSTS", "a b", "host names with commas between them, such as qa.example.org,*.example.net"),
+        ("POCKETQA_TRUSTED_HOSTS", "http://a", "host names with commas between them, such as qa.example.org,*.example.net"),
+        ("POCKETQA_CORS_ORIGINS", "*", "origins with commas between them, such as https://app.example.org,http://localhost:3000"),
+        ("POCKETQA_CORS_ORIGINS", "https://a/b", "origins with commas between them, such as https://app.example.org,http://localhost:3000"),
     ],
 )
 def test_an_unusable_value_is_named(variable: str, text: str, expected: str) -> None:
@@ -78,3 +97,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all("--" + field.name.replace("_", "-") in text for field in dataclasses.fields(Settings))
     assert "POCKETQA_MAX_WINDOWS" in text
+
+
+def test_a_switch_may_stand_alone() -> None:
+    assert Settings.read(["--allow-public"], {}).allow_public
+    assert not Settings.read(["--allow-public", "no"], {"POCKETQA_ALLOW_PUBLIC": "1"}).allow_public

@@ -1,0 +1,105 @@
+"""Which waiting windows are computed together: the choice of a batch, a function of what waits and of what batches cost.
+
+Windows are padded to few lengths and taken in few row counts.  Few shapes are met often, so that the cost of each is known from measurements, and an
+engine that prepares itself for each new shape (OpenVINO does) does so seldom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from pocketqa.types import MAX_WINDOW_TOKENS, RuntimeInfo
+from service.engine.cost import Cost
+
+STEP = 32  # positions; what padding to the next multiple costs is little beside a shape of its own
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MAX_ROWS = ROWS[-1]
+SLACK = 0.03  # of throughput, given for shorter batches
+LOOK_AHEAD = 256  # windows, from the one that has waited longest, among which companions are sought
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What an engine takes: fixed lengths or any, most rows of a batch or any number; the id that fills up a window."""
+
+    info: RuntimeInfo
+    lengths: tuple[int, ...] | None
+    max_batch: int | None
+    pad_id: int = 0
+
+    def padded(self, tokens: int) -> int:
+        """The length to which a window of so many tokens is padded.  Windows that no engine takes were refused before."""
+        if self.lengths is not None:
+            return min((length for length in self.lengths if length >= tokens), default=max(self.lengths))
+        return min(-(-tokens // STEP) * STEP, MAX_WINDOW_TOKENS)
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A window as the choice sees it: its padded length, and whose it is.  alone: it was in a batch that failed, and is tried by itself."""
+
+    length: int
+    owner: object
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one model's windows are put into batches."""
+
+    cost: Cost
+    budget: int  # positions of a batch
+    max_batch: int | None = None
+    batching: bool = True
+
+    def row_counts(self, length: int) -> tuple[int, ...]:
+        """The row counts that a batch of this length may have."""
+        most = min(self.budget // length, self.max_batch or MAX_ROWS, MAX_ROWS) if self.batching else 1
+        return tuple(rows for rows in ROWS if rows == 1 or rows <= most)
+
+    def best_rows(self, length: int) -> int:
+        """The row count with the least seconds a window; where a smaller one is about as good, that: its first window need not wait so long."""
+        shares = {rows: self.cost.seconds(rows, length) / rows for rows in self.row_counts(length)}
+        good_enough = min(shares.values()) * (1 + SLACK)
+        return next(rows for rows, share in shares.items() if share <= good_enough)
+
+    def drain_seconds(self, waiting: Mapping[int, int]) -> float:
+        """Predicted seconds for so many windows of each length."""
+        total = 0.0
+        for length, count in waiting.items():
+            best = self.best_rows(length)
+            whole, rest = divmod(count, best)
+            total += whole * self.cost.seconds(best, length)
+            if rest:
+                # A full batch of the nearest smaller count, and its share for what is left over.
+                rows = max(rows for rows in self.row_counts(length) if rows <= rest)
+                total += self.cost.seconds(rows, length) * rest / rows
+        return total
+
+    def choose(self, waiting: Sequence[Candidate]) -> list[int]:
+        """Indices of the windows of the next batch, the first of `waiting` among them.
+
+        Of all groups of similar length, as many rows as are worth while, it takes the one that saves most against computing each window by itself.
+        The first window alone saves nothing, so a batch is taken only where the measurements say that it pays.
+        """
+        head = waiting[0]
+        chosen = [0]
+        if head.alone or not self.batching:
+            return chosen
+        others = [i for i in range(1, min(len(waiting), LOOK_AHEAD)) if not waiting[i].alone]
+        # Longest first, windows of the same request before others, then by arrival.
+        others.sort(key=lambda i: (-waiting[i].length, waiting[i].owner is not head.owner, i))
+        alone = {length: self.cost.seconds(1, length) for length in {candidate.length for candidate in waiting[:LOOK_AHEAD]}}
+        most_saved = 0.0
+        for length in sorted(length for length in alone if length >= head.length):
+            fitting = [0, *(i for i in others if waiting[i].length <= length)][: self.best_rows(length)]
+            apart = list(accumulate(alone[waiting[i].length] for i in fitting))  # (rows,)
+            for rows in self.row_counts(length):
+                if rows > len(fitting):
+                    break
+                saved = apart[rows - 1] - self.cost.seconds(rows, length)
+                if rows > 1 and saved > most_saved:
+                    chosen, most_saved = fitting[:rows], saved
+        return chosen

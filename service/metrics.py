@@ -1,0 +1,171 @@
+"""What the service counts and times, for Prometheus: names, labels and buckets stand here and nowhere else.
+
+Each app has a registry of its own.  Every label takes its values from a small closed set (two models, five stages, the error codes, the routes), so
+that no caller can make the number of series grow.  Recording is some microseconds of arithmetic; the text is written by GET /metrics, in a thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+import pocketqa
+from pocketqa.types import StageTimings
+from service.errors import TABLE
+
+ROLES = ("teacher", "student")
+# What passed in none of the four named stages is the fifth, so that the stages of a request add up to its whole time.
+STAGES = ("tokenise", "queue", "forward", "decode", "overhead")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+OTHER = "other"
+
+_STAGE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Those of OpenTelemetry's http.server.request.duration, and one for the default deadline.
+_HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
+_ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_F1_BUCKETS = (0.0, 0.25, 0.5, 0.75, 0.999, 1.0)
+
+
+Workers = Callable[[], Sequence[Mapping[str, object]]]
+
+
+class Metrics:
+    """Counters, histograms and gauges of one running app.  Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        Gauge("pocketqa_build_info", "The version of PocketQA; always 1.", ["version"], registry=registry).labels(pocketqa.__version__).set(1)
+        self._define_requests(registry)
+        self._define_batches(registry)
+        self._define_queue(registry)
+
+    def _define_requests(self, registry: CollectorRegistry) -> None:
+        self._reasons = frozenset(kind.code for kind in TABLE.values())
+        stage = Histogram(
+            "pocketqa_stage_duration_seconds", "Time of an answered request in each stage; its stages add up to its whole time.",
+            ["model", "stage"], buckets=_STAGE_BUCKETS, registry=registry,
+        )  # fmt: skip
+        answer = Histogram(
+            "pocketqa_answer_duration_seconds", "Time of an answered request, from the first stage to the last.", ["model"],
+            buckets=_STAGE_BUCKETS, registry=registry,
+        )  # fmt: skip
+        rejected = Counter("pocketqa_rejected", "Requests answered with an error, by the code in its body.", ["reason"], registry=registry)
+        cancelled = Counter("pocketqa_cancelled", "Requests whose client left before the answer.", ["model"], registry=registry)
+        same = Counter("pocketqa_comparisons", "Comparisons, by whether both models gave the same span.", ["same_span"], registry=registry)
+        # A child is looked up once, here: it costs more than the counting, and a series that shows 0 is a series that can be watched.
+        self._stages = {role: {name: stage.labels(role, name) for name in STAGES} for role in ROLES}
+        self._answers = {role: answer.labels(role) for role in ROLES}
+        self._rejected = {reason: rejected.labels(reason) for reason in (*sorted(self._reasons), OTHER)}
+        self._cancelled = {role: cancelled.labels(role) for role in ROLES}
+        self._compared = {answer: same.labels(str(answer).lower()) for answer in (True, False)}
+        self._f1 = Histogram(
+            "pocketqa_comparison_f1_ratio", "Word F1 of the student's best answer against the teacher's.", buckets=_F1_BUCKETS, registry=registry
+        )
+        self._http = Histogram(
+            "pocketqa_http_request_duration_seconds", "Time of an HTTP request, from its headers to the end of its response.",
+            ["route", "method", "status"], buckets=_HTTP_BUCKETS, registry=registry,
+        )  # fmt: skip
+
+    def _define_batches(self, registry: CollectorRegistry) -> None:
+        seconds = Histogram("pocketqa_batch_duration_seconds", "Time of a forward pass.", ["model"], buckets=_BATCH_BUCKETS, registry=registry)
+        rows = Histogram("pocketqa_batch_rows", "Windows of a forward pass.", ["model"], buckets=_ROWS_BUCKETS, registry=registry)
+        tokens = Histogram("pocketqa_batch_tokens", "Tokens of a forward pass; no padding.", ["model"], buckets=_TOKENS_BUCKETS, registry=registry)
+        padding = Counter("pocketqa_padding_tokens", "Positions of forward passes that held padding.", ["model"], registry=registry)
+        retries = Counter("pocketqa_batch_retries", "Batches that failed and whose requests were tried one by one.", ["model"], registry=registry)
+        self._batch_seconds = {role: seconds.labels(role) for role in ROLES}
+        self._batch_rows = {role: rows.labels(role) for role in ROLES}
+        self._batch_tokens = {role: tokens.labels(role) for role in ROLES}
+        self._padding = {role: padding.labels(role) for role in ROLES}
+        self._retries = {role: retries.labels(role) for role in ROLES}
+
+    def _define_queue(self, registry: CollectorRegistry) -> None:
+        self._workers = _Workers()
+        registry.register(self._workers)
+        self._restarts = Counter("pocketqa_worker_restarts", "Workers that died and were started again.", registry=registry)
+        self._queue_tokens = Gauge("pocketqa_queue_tokens", "Tokens that wait for a forward pass.", ["model"], registry=registry)
+        self._queue_requests = Gauge("pocketqa_queue_requests", "Requests that wait for a forward pass.", ["model"], registry=registry)
+        for role in ROLES:
+            self._queue_tokens.labels(role)
+            self._queue_requests.labels(role)
+
+    def stages(self, role: str, timings: StageTimings, total: float) -> None:
+        """One answered request: the seconds of its stages and its whole time."""
+        stages = self._stages[role]
+        stages["tokenise"].observe(timings.tokenise)
+        stages["queue"].observe(timings.queue)
+        stages["forward"].observe(timings.forward)
+        stages["decode"].observe(timings.decode)
+        stages["overhead"].observe(max(0.0, total - timings.total))
+        self._answers[role].observe(total)
+
+    def batch(self, role: str, rows: int, tokens: int, padded: int, seconds: float) -> None:
+        """One forward pass.  tokens: without padding.  padded: all positions that were computed."""
+        self._batch_seconds[role].observe(seconds)
+        self._batch_rows[role].observe(rows)
+        self._batch_tokens[role].observe(tokens)
+        self._padding[role].inc(padded - tokens)
+
+    def rejected(self, reason: str) -> None:
+        """A request was answered with the error of this code; a code outside the table counts as "other"."""
+        self._rejected[reason if reason in self._reasons else OTHER].inc()
+
+    def cancelled(self, role: str) -> None:
+        """A client left before its answer."""
+        self._cancelled[role].inc()
+
+    def compared(self, same_span: bool, f1: float) -> None:
+        """Both models answered one question.  f1: of the student's words against the teacher's, between 0 and 1."""
+        self._compared[same_span].inc()
+        if math.isfinite(f1):
+            self._f1.observe(f1)
+
+    def restarted(self) -> None:
+        """A worker was started again."""
+        self._restarts.inc()
+
+    def retried(self, role: str) -> None:
+        """A batch failed and its items were tried one by one."""
+        self._retries[role].inc()
+
+    def watch_queue(self, role: str, tokens: Callable[[], int], requests: Callable[[], int]) -> None:
+        """Read the length of a model's queue from these whenever the metrics are."""
+        self._queue_tokens.labels(role).set_function(tokens)
+        self._queue_requests.labels(role).set_function(requests)
+
+    def watch_workers(self, workers: Workers) -> None:
+        """Read the memory of the processes that compute ("rss_bytes" of each) from this whenever the metrics are."""
+        self._workers.read = workers
+
+    def http(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One HTTP request.  route: the template of the path ("/v1/answer"), never the path itself."""
+        self._http.labels(route, method if method in METHODS else OTHER, str(status)).observe(seconds)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Everything in Prometheus' text format, and the content type of that."""
+        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+class _Workers(Collector):
+    """How many processes compute, and what memory they hold: looked up when it is asked for, since they come and go."""
+
+    def __init__(self) -> None:
+        self.read: Workers = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge for their number, one of memory with a label for each."""
+        workers = self.read()
+        yield GaugeMetricFamily("pocketqa_workers", "Processes that compute.", len(workers))
+        memory = GaugeMetricFamily("pocketqa_worker_resident_memory_bytes", "Resident memory of each process that computes.", labels=["worker"])
+        for number, worker in enumerate(workers):
+            if isinstance(held := worker["rss_bytes"], int):
+                memory.add_metric([str(number)], held)
+        yield memory

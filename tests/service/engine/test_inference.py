@@ -1,0 +1,217 @@
+"""Questions through all stages, with a thread and with a worker process: order, companions, deadlines, departed clients, long documents."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketqa.errors import EngineError, PocketQAError, TextError
+from pocketqa.types import Request, WindowOptions
+from service.engine.lanes import ThreadEngine
+from service.engine.supervisor import WorkerEngine
+from service.errors import DeadlineExceeded, Overloaded, WorkerLost, error_headers
+from service.inference import Answered, Inference
+from service.metrics import Metrics
+from service.questions import Question
+from service.settings import Settings
+from tests.service.engine.tiny_worker import DEADLY, MODULE, POISON, SLOW, SLOW_SECONDS
+from tests.service.tiny_pair import make_pair
+
+
+def question(*contexts: str, text: str = "who built it?", max_tokens: int = 384, no_answer: bool | None = None) -> Question:
+    options = WindowOptions(max_tokens=max_tokens, doc_stride=min(128, max_tokens // 2), max_question_tokens=min(64, max_tokens // 2))
+    return Question(Request(text, contexts), options, 1, 8, no_answer)
+
+
+@asynccontextmanager
+async def in_thread(folder: Path, **settings: Any) -> AsyncIterator[tuple[Inference, Metrics]]:
+    pair, metrics = make_pair(folder, teacher="ada", student="bell"), Metrics()
+    inference = Inference(pair, ThreadEngine(pair), Settings(**settings), metrics)
+    try:
+        yield inference, metrics
+    finally:
+        await inference.close()
+
+
+@asynccontextmanager
+async def in_process(settings: Settings) -> AsyncIterator[tuple[Inference, Metrics]]:
+    metrics = Metrics()
+    engine = WorkerEngine(settings, metrics.restarted, MODULE)
+    inference = Inference(await engine.open(), engine, settings, metrics)
+    try:
+        yield inference, metrics
+    finally:
+        await inference.close()
+
+
+def sample(metrics: Metrics, name: str, model: str = "student") -> float:
+    return metrics.registry.get_sample_value(name, {"model": model}) or 0.0
+
+
+def best(outcome: Answered | PocketQAError) -> tuple[str, int, int, int]:
+    assert isinstance(outcome, Answered), outcome
+    answer = outcome.result.best
+    return answer.text, answer.start, answer.end, answer.source
+
+
+def test_the_stages_add_up_to_the_whole(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with in_thread(tmp_path) as (inference, metrics):
+            answered = await inference.answer("student", question("the mill was built by bell"))
+            assert best(answered) == ("bell", 22, 26, 0)
+            timings = answered.result.timings
+            assert min(timings.tokenise, timings.queue, timings.forward, timings.decode) > 0
+            assert timings.total <= answered.total
+            assert sample(metrics, "pocketqa_answer_duration_seconds_count") == 1
+
+    asyncio.run(scene())
+
+
+def test_several_questions_share_a_batch_and_keep_their_order(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with in_thread(tmp_path) as (inference, metrics):
+            questions = [question("in rome " * i + "bell") for i in range(8)]
+            outcomes = await inference.answer_many("student", questions)
+            assert [best(outcome)[1] for outcome in outcomes] == [8 * i for i in range(8)]
+            assert sample(metrics, "pocketqa_batch_rows_sum") == 8
+            assert sample(metrics, "pocketqa_batch_rows_count") < 8
+            assert sample(metrics, "pocketqa_answer_duration_seconds_count") == 8
+
+    asyncio.run(scene())
+
+
+def test_an_item_that_fails_stands_in_its_place_and_hurts_no_other(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(tiny_settings) as (inference, metrics):
+            questions = [question("bell"), question(POISON), question("by bell"), question("bell", text=" "), question("in the mill bell")]
+            outcomes = await inference.answer_many("student", questions)
+            assert [best(outcomes[i])[1] for i in (0, 2, 4)] == [0, 3, 12]
+            assert isinstance(outcomes[1], EngineError)
+            assert isinstance(outcomes[3], TextError)
+            assert sample(metrics, "pocketqa_batch_retries_total") == 1
+
+    asyncio.run(scene())
+
+
+def test_both_models_read_the_same_windows(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(tiny_settings) as (inference, _):
+            firsts = set()
+            for _ in range(20):
+                compared = await inference.compare(question("ada and bell built it"))
+                assert (best(compared.teacher)[0], best(compared.student)[0]) == ("ada", "bell")
+                assert compared.teacher.result.tokens == compared.student.result.tokens
+                firsts.add(compared.first)
+            assert firsts == {"teacher", "student"}
+
+    asyncio.run(scene())
+
+
+def test_a_request_is_given_up_at_its_deadline_and_others_go_on(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(replace(tiny_settings, deadline_seconds=SLOW_SECONDS / 3)) as (inference, _):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded) as caught:
+                await inference.answer("student", question(SLOW))
+            assert time.monotonic() - began < SLOW_SECONDS
+            assert caught.value.retry_after >= 1
+            await asyncio.sleep(SLOW_SECONDS)
+            assert best(await inference.answer("student", question("bell")))[0] == "bell"
+            assert inference.workers()[0]["restarts"] == 0
+
+    asyncio.run(scene())
+
+
+def test_a_departed_client_is_counted_and_its_windows_leave(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(tiny_settings) as (inference, metrics):
+            running = asyncio.create_task(inference.answer("student", question(SLOW)))
+            await asyncio.sleep(SLOW_SECONDS / 3)
+            leaving = [asyncio.create_task(inference.answer("student", question("bell"))) for _ in range(5)]
+            await asyncio.sleep(SLOW_SECONDS / 3)
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(running, *leaving, return_exceptions=True)
+            assert sample(metrics, "pocketqa_cancelled_total") == 5
+            assert inference._scheduler.idle
+            assert best(await inference.answer("student", question("by bell")))[0] == "bell"
+
+    asyncio.run(scene())
+
+
+def test_a_worker_that_dies_takes_only_what_it_computes_with_it(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(tiny_settings) as (inference, metrics):
+            tasks = [asyncio.create_task(inference.answer("student", question(SLOW)))]
+            await asyncio.sleep(0.1)
+            tasks += [asyncio.create_task(inference.answer("student", question("in " * 40 + DEADLY, max_tokens=384)))]
+            await asyncio.sleep(0.1)
+            tasks += [asyncio.create_task(inference.answer("teacher", question("ada")))]
+            await asyncio.wait(tasks)
+            assert tasks[0].exception() is None
+            assert isinstance(tasks[1].exception(), WorkerLost)
+            assert best(tasks[2].result())[0] == "ada"  # it waited for the next worker
+            assert inference.alive
+            assert inference.workers()[0]["restarts"] == 1
+            assert metrics.registry.get_sample_value("pocketqa_worker_restarts_total") == 1
+
+    asyncio.run(scene())
+
+
+def test_hundreds_of_windows_are_on_one_scale(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with in_thread(tmp_path, max_windows=600) as (inference, metrics):
+            # [CLS], four tokens of question and two [SEP] leave 57 of 64, of which 32 overlap: a new window every 25 words.
+            words = ["mill"] * 9000
+            words[8500] = "bell"
+            asked = question(" ".join(words), max_tokens=64)
+            answered = await inference.answer("student", asked)
+            assert answered.result.windows == 1 + -(-(9000 - 57) // 25)
+            assert best(answered) == ("bell", 5 * 8500, 5 * 8500 + 4, 0)
+            # Two hits of equal logits share what there is, wherever they stand.
+            words[10] = "bell"
+            answered = await inference.answer("student", replace(question(" ".join(words), max_tokens=64), top_k=2))
+            scores = [answer.score for answer in answered.result.answers]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+            assert sum(scores) < 1
+            assert sample(metrics, "pocketqa_batch_rows_sum") == 2 * answered.result.windows
+
+    asyncio.run(scene())
+
+
+def test_an_answer_names_the_passage_that_it_was_found_in(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with in_thread(tmp_path) as (inference, _):
+            passages = ["the mill was built in rome"] * 40
+            passages[23] = "it was bell ."
+            assert best(await inference.answer("student", question(*passages))) == ("bell", 7, 11, 23)
+
+    asyncio.run(scene())
+
+
+def test_the_same_spans_alone_or_in_company(tmp_path: Path) -> None:
+    async def scene() -> None:
+        draw = random.Random(0)
+        words = ["who", "built", "the", "mill", "bell", "ada", "in", "rome", "😀", "שלום"]
+        questions = [question(" ".join(draw.choices(words, k=draw.randint(1, 700))), max_tokens=draw.choice([64, 128, 384])) for _ in range(60)]
+        async with in_thread(tmp_path) as (inference, metrics):
+            alone = [best(await inference.answer("student", each)) for each in questions]
+            batches = sample(metrics, "pocketqa_batch_rows_count")
+            together = [best(outcome) for outcome in await inference.answer_many("student", questions)]
+            assert together == alone
+            assert sample(metrics, "pocketqa_batch_rows_count") - batches < batches
+
+    asyncio.run(scene())
+
+
+def test_the_seconds_to_wait_are_whole_and_rounded_up() -> None:
+    assert error_headers(Overloaded("much", 2.2))["retry-after"] == "3"
+    assert error_headers(WorkerLost("gone"))["retry-after"] == "1"
