@@ -53,11 +53,12 @@ def read_question(body: CompareRequest, settings: Settings) -> Question:
 def encode(reader: Reader, question: Question, max_windows: int) -> Encoded:
     """The windows of a question.  Raises LimitExceeded for too many, TextError and OptionsError as the tokenizer does."""
     # A step of a few tokens would make a window of nearly every token; a token has about one character at the least.
-    taken = SPECIAL_TOKENS + reader.tokenizer.count_tokens(question.request.question) + question.windows.doc_stride
-    step = question.windows.max_tokens - taken
-    if step > 0:  # else the tokenizer says that there is no room
-        estimate = sum(len(context) // step for context in question.request.contexts) // _ESTIMATE_SLACK
-        _check_windows(estimate, max_windows, "at least about ")
+    if sum(map(len, question.request.contexts)) > _ESTIMATE_SLACK * max_windows:
+        taken = SPECIAL_TOKENS + reader.tokenizer.count_tokens(question.request.question) + question.windows.doc_stride
+        step = question.windows.max_tokens - taken
+        if step > 0:  # else the tokenizer says that there is no room
+            estimate = sum(len(context) // step for context in question.request.contexts) // _ESTIMATE_SLACK
+            _check_windows(estimate, max_windows, "at least about ")
     encoded = reader.encode([question.request], question.windows)
     _check_windows(len(encoded.windows), max_windows, "")
     return encoded

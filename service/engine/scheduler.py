@@ -165,22 +165,28 @@ class Scheduler:
         lane.forward(role, batch).add_done_callback(lambda future: self._finish(lane, running, future))
 
     def _finish(self, lane: Lane, running: _Running, future: asyncio.Future[Forwarded]) -> None:
+        now = time.monotonic()
         del self._running[lane]
         if future.cancelled():
             self._failed(running, WorkerLost("The service is about to stop."))
         elif (error := future.exception()) is not None:
             self._failed(running, error)
         else:
-            self._succeeded(running, future.result())
+            # First what others wait for: the lane for its next batch, the requests for their results.
+            self._dispatch()
+            self._hand_out(running, future.result(), now)
+            asyncio.get_running_loop().call_soon(self._learn, running, future.result(), now)
+            return
         self._dispatch()
 
-    def _succeeded(self, running: _Running, forwarded: Forwarded) -> None:
-        now = time.monotonic()
+    def _learn(self, running: _Running, forwarded: Forwarded, now: float) -> None:
         rows, length = running.shape
         # What a batch costs is what the lane was busy with it for: the ways to the worker and back included.
         self._plans[running.role].cost.observe(rows, length, now - running.began)
         tokens = sum(piece.tokens for piece in running.pieces)
         self._metrics.batch(running.role, rows, tokens, rows * length, forwarded.seconds)
+
+    def _hand_out(self, running: _Running, forwarded: Forwarded, now: float) -> None:
         for row, piece in enumerate(running.pieces):
             work = piece.owner
             size = piece.tokens
