@@ -106,7 +106,9 @@ class Settings:
     student: Path = _setting(MODELS / "student", _FOLDER, "folder of the student, as made by `pocketqa package`")  # noqa: RUF009 - paths are immutable
     teacher: Path = _setting(MODELS / "teacher", _FOLDER, "folder of the teacher, with the student's vocabulary")  # noqa: RUF009
     engine: str = _setting("auto", _one_of("auto", *ENGINES), "inference engine")
-    precision: str | None = _setting(None, _one_of("fp32", "bf16"), "precision of the arithmetic; unset: the engine's own")
+    precision: str | None = _setting(
+        None, _one_of("fp32", "bf16", "int8"), "precision of the arithmetic; unset: int8 where the folder holds such a form, else the engine's own"
+    )
     threads: int | None = _setting(None, _whole(1, 1024), "threads of one forward pass; unset: all usable cores")
     host: str = _setting("127.0.0.1", _HOST, "address to listen on")
     port: int = _setting(8000, _whole(0, 65535), "port to listen on; 0 takes a free one")

@@ -17,13 +17,13 @@ from pocketqa.errors import EngineError, MissingExtra, OptionsError
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes.base import Runtime
 from pocketqa.runtimes.cores import usable_cores
-from pocketqa.runtimes.forms import INT8, find_form
+from pocketqa.runtimes.forms import INT8, find_form, has_form
 
 __all__ = ["ENGINES", "PRECISIONS", "Runtime", "available_engines", "open_runtime", "usable_cores"]
 
 AUTO = "auto"
 ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch", "transformers")}  # engine -> packages it needs
-PRECISIONS = {"onnxruntime": ("fp32", INT8), "openvino": ("fp32", "bf16", INT8), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16")}
+PRECISIONS = {"onnxruntime": ("fp32", INT8), "openvino": ("fp32", "bf16", INT8), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16", INT8)}
 
 log = logging.getLogger("pocketqa")
 
@@ -36,7 +36,8 @@ def available_engines() -> tuple[str, ...]:
 def open_runtime(folder: ModelFolder, engine: str = AUTO, precision: str | None = None, threads: int | None = None) -> Runtime:
     """Open a model folder with an engine.
 
-    engine: "auto" takes openvino where it is installed and the processor computes bf16, else onnxruntime, and logs why.
+    engine: "auto" takes openvino where it is installed and the folder holds its int8 form, or the processor computes bf16; else onnxruntime, in int8
+        where the folder holds that form, and logs why.
     precision: "fp32", "bf16" or "int8"; None takes the engine's own.  threads: None takes all usable cores.
     Raises OptionsError for settings that contradict, EngineError and MissingExtra for engines that are absent or fail, FolderError for the folder.
     """
@@ -76,26 +77,28 @@ def _open(folder: ModelFolder, engine: str, precision: str | None, threads: int 
 def _open_auto(folder: ModelFolder, precision: str | None, threads: int | None) -> Runtime:
     if precision == "fp32":
         return _open(folder, "onnxruntime", precision, threads)
+    forms = [] if precision == "bf16" else [engine for engine in ("openvino", "onnxruntime") if has_form(folder, engine)]
     try:
-        reason = _why_not_openvino()
+        reason = _why_not_openvino(bf16="openvino" not in forms)
         level = logging.INFO
-        if reason is None:
-            return _open(folder, "openvino", "bf16", threads)
+        if reason is None and ("openvino" in forms or precision != INT8 or not forms):
+            return _open(folder, "openvino", INT8 if "openvino" in forms or precision == INT8 else "bf16", threads)
     except EngineError as error:
         reason, level = str(error), logging.WARNING
     if precision == "bf16":
         raise EngineError(f"No installed engine computes in bf16 here: {reason}. Leave the precision out, or ask for fp32.")
-    log.log(level, "%s: using onnxruntime in fp32, because %s", folder.path, reason)
-    return _open(folder, "onnxruntime", None, threads)
+    quantised = precision == INT8 or "onnxruntime" in forms
+    log.log(level, "%s: using onnxruntime in %s, because %s", folder.path, INT8 if quantised else "fp32", reason or "it has no form for openvino")
+    return _open(folder, "onnxruntime", INT8 if quantised else None, threads)
 
 
-def _why_not_openvino() -> str | None:
-    """Why "auto" does not take OpenVINO on this machine, or None.  Raises EngineError where it is installed and broken."""
+def _why_not_openvino(bf16: bool) -> str | None:
+    """Why "auto" does not take OpenVINO on this machine, or None.  bf16: wanted for that.  Raises EngineError where it is installed and broken."""
     if "openvino" not in available_engines():
         return "the extra 'openvino' is not installed"
     from pocketqa.runtimes.openvino import computes_bf16
 
     try:
-        return None if computes_bf16() else "this processor does not compute in bf16"
+        return None if computes_bf16() or not bf16 else "this processor does not compute in bf16"
     except MissingExtra as error:
         return str(error)

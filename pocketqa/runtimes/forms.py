@@ -26,6 +26,11 @@ def form_folder(folder: ModelFolder, engine: str) -> Path:
     return folder.path / FOLDER / FORMS[engine][0]
 
 
+def has_form(folder: ModelFolder, engine: str) -> bool:
+    """Whether a form for the engine was made; `find_form` tells whether it is sound."""
+    return (form_folder(folder, engine) / MANIFEST).is_file()
+
+
 def find_form(folder: ModelFolder, engine: str) -> Path:
     """The graph of the engine's form, every file compared with its sha256 and the parent with the folder's weights.
 
@@ -34,7 +39,7 @@ def find_form(folder: ModelFolder, engine: str) -> Path:
     name, graph = FORMS[engine]
     place = form_folder(folder, engine)
     command = f"pocketqa package {shlex.quote(str(folder.path))} --form {name} --data FILE"
-    if not (place / MANIFEST).is_file():
+    if not has_form(folder, engine):
         raise IncompleteFolder(f"Expected the form {name} in {folder.path / FOLDER}, found none. Make it on a development split with: {command}")
     manifest = read_form(place)
     wrong = [file for file, expected in manifest.files.items() if not (place / file).is_file() or sha256_file(place / file) != expected]

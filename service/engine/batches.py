@@ -1,19 +1,20 @@
 """Which waiting windows are computed together: the choice of a batch, a function of what waits and of what batches cost.
 
-Windows are padded to few lengths and taken in few row counts.  Few shapes are met often, so that the cost of each is known from measurements, and an
-engine that prepares itself for each new shape (OpenVINO does) does so seldom.
+Windows are padded to few lengths and taken in few row counts, batches of several rows to fewer lengths still.  Few shapes are met often, so that
+the cost of each is known from measurements, and an engine that prepares itself for each new shape (OpenVINO does, for about half a forward pass)
+does so seldom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from pocketqa.types import MAX_WINDOW_TOKENS, RuntimeInfo
 from service.engine.cost import Cost
 
-STEP = 32  # positions; what padding to the next multiple costs is little beside a shape of its own
+STEP, WIDE_STEP = 8, 32  # positions: what a window is padded to a multiple of, by itself and beside others
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_ROWS = ROWS[-1]
 SLACK = 0.03  # of throughput, given for shorter batches
@@ -33,7 +34,15 @@ class Traits:
         """The length to which a window of so many tokens is padded.  Windows that no engine takes were refused before."""
         if self.lengths is not None:
             return min((length for length in self.lengths if length >= tokens), default=max(self.lengths))
-        return min(-(-tokens // STEP) * STEP, MAX_WINDOW_TOKENS)
+        return self._next(tokens, STEP)
+
+    def widened(self, length: int) -> int:
+        """The length of a batch of several windows, of which the longest is padded to `length`."""
+        return length if self.lengths is not None else self._next(length, WIDE_STEP)
+
+    @staticmethod
+    def _next(tokens: int, step: int) -> int:
+        return min(-(-tokens // step) * step, MAX_WINDOW_TOKENS)
 
 
 @dataclass(slots=True, eq=False)
@@ -53,15 +62,24 @@ class Plan:
     budget: int  # positions of a batch
     max_batch: int | None = None
     batching: bool = True
+    widened: Callable[[int], int] = int  # as Traits.widened
+
+    def length(self, rows: int, length: int) -> int:
+        """The length of a batch of so many windows, of which the longest is padded to `length`."""
+        return length if rows == 1 else self.widened(length)
+
+    def seconds(self, rows: int, length: int) -> float:
+        """Predicted seconds of that batch."""
+        return self.cost.seconds(rows, self.length(rows, length))
 
     def row_counts(self, length: int) -> tuple[int, ...]:
         """The row counts that a batch of this length may have."""
-        most = min(self.budget // length, self.max_batch or MAX_ROWS, MAX_ROWS) if self.batching else 1
+        most = min(self.budget // self.widened(length), self.max_batch or MAX_ROWS, MAX_ROWS) if self.batching else 1
         return tuple(rows for rows in ROWS if rows == 1 or rows <= most)
 
     def best_rows(self, length: int) -> int:
         """The row count with the least seconds a window; where a smaller one is about as good, that: its first window need not wait so long."""
-        shares = {rows: self.cost.seconds(rows, length) / rows for rows in self.row_counts(length)}
+        shares = {rows: self.seconds(rows, length) / rows for rows in self.row_counts(length)}
         good_enough = min(shares.values()) * (1 + SLACK)
         return next(rows for rows, share in shares.items() if share <= good_enough)
 
@@ -71,11 +89,11 @@ class Plan:
         for length, count in waiting.items():
             best = self.best_rows(length)
             whole, rest = divmod(count, best)
-            total += whole * self.cost.seconds(best, length)
+            total += whole * self.seconds(best, length)
             if rest:
                 # A full batch of the nearest smaller count, and its share for what is left over.
                 rows = max(rows for rows in self.row_counts(length) if rows <= rest)
-                total += self.cost.seconds(rows, length) * rest / rows
+                total += self.seconds(rows, length) * rest / rows
         return total
 
     def choose(self, waiting: Sequence[Candidate]) -> list[int]:
@@ -91,7 +109,7 @@ class Plan:
         others = [i for i in range(1, min(len(waiting), LOOK_AHEAD)) if not waiting[i].alone]
         # Longest first, windows of the same request before others, then by arrival.
         others.sort(key=lambda i: (-waiting[i].length, waiting[i].owner is not head.owner, i))
-        alone = {length: self.cost.seconds(1, length) for length in {candidate.length for candidate in waiting[:LOOK_AHEAD]}}
+        alone = {length: self.seconds(1, length) for length in {candidate.length for candidate in waiting[:LOOK_AHEAD]}}
         most_saved = 0.0
         for length in sorted(length for length in alone if length >= head.length):
             fitting = [0, *(i for i in others if waiting[i].length <= length)][: self.best_rows(length)]
@@ -99,7 +117,7 @@ class Plan:
             for rows in self.row_counts(length):
                 if rows > len(fitting):
                     break
-                saved = apart[rows - 1] - self.cost.seconds(rows, length)
+                saved = apart[rows - 1] - self.seconds(rows, length)
                 if rows > 1 and saved > most_saved:
                     chosen, most_saved = fitting[:rows], saved
         return chosen

@@ -66,10 +66,10 @@ class Scheduler:
         self._running: dict[Lane, _Running] = {}
         self._wake: asyncio.Handle | None = None
         for role in ROLES:
-            cost = Cost()
+            cost, traits = Cost(), self._traits[role]
             for rows, length, seconds in engine.costs[role]:
                 cost.seed(rows, length, seconds)
-            self._plans[role] = Plan(cost, settings.max_batch_tokens, self._traits[role].max_batch, settings.batching)
+            self._plans[role] = Plan(cost, settings.max_batch_tokens, traits.max_batch, settings.batching, traits.widened)
             self._queues[role] = queue = Waiting()
             metrics.watch_queue(role, queue.tokens, queue.requests)
         engine.watch(self._lanes_changed)
@@ -158,9 +158,10 @@ class Scheduler:
         return role, queue.take(self._plans[role].choose(queue.pieces))
 
     def _start(self, lane: Lane, role: Role, pieces: list[Piece]) -> None:
-        length = max(piece.length for piece in pieces)
+        plan = self._plans[role]
+        length = plan.length(len(pieces), max(piece.length for piece in pieces))
         batch = collate([piece.owner.windows[piece.index] for piece in pieces], length, self._traits[role].pad_id)
-        expected = self._plans[role].cost.seconds(len(pieces), length)
+        expected = plan.cost.seconds(len(pieces), length)
         running = self._running[lane] = _Running(role, pieces, batch.shape, time.monotonic(), expected)
         lane.forward(role, batch).add_done_callback(lambda future: self._finish(lane, running, future))
 

@@ -211,7 +211,7 @@ def test_what_an_engine_refuses_is_an_engine_error_on_one_line(engine, tmp_path)
         ({"engine": "tensorflow"}, EngineError, "auto, onnxruntime, openvino, pytorch, found 'tensorflow'"),
         ({"engine": "onnxruntime", "precision": "bf16"}, OptionsError, "onnxruntime computes in fp32"),
         ({"precision": "int3"}, OptionsError, "int3"),
-        ({"precision": "int8"}, OptionsError, "auto computes in fp32 or bf16, not in 'int8'"),
+        ({"precision": "int8"}, IncompleteFolder, "-int8 --data FILE"),
         ({"engine": "pytorch", "precision": "int8"}, OptionsError, "pytorch computes in fp32 or bf16, not in 'int8'"),
         ({"engine": "onnxruntime", "precision": "int8"}, IncompleteFolder, "--form onnx-int8 --data FILE"),
         ({"engine": "openvino", "precision": "int8"}, IncompleteFolder, "--form openvino-int8 --data FILE"),

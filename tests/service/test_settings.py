@@ -61,7 +61,7 @@ def test_other_variables_are_left_alone() -> None:
         ("POCKETQA_PORT", "", "a whole number between 0 and 65535"),
         ("POCKETQA_THREADS", "0", "a whole number between 1 and 1024"),
         ("POCKETQA_ENGINE", "tensorrt", "one of auto, onnxruntime, openvino, pytorch"),
-        ("POCKETQA_PRECISION", "int8", "one of fp32, bf16"),
+        ("POCKETQA_PRECISION", "int4", "one of fp32, bf16, int8"),
         ("POCKETQA_HOST", "", "a host name or address, such as 127.0.0.1"),
         ("POCKETQA_HOST", "my host", "a host name or address, such as 127.0.0.1"),
         ("POCKETQA_STUDENT", " ", "the path of a model folder"),

@@ -99,6 +99,33 @@ def test_evaluate_opens_the_form(form, quick, capsys):
     assert found["precision"] == "int8" and found["f1"] == pytest.approx(gate["f1"], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("form", "bf16", "taken"),
+    [
+        ("openvino-int8", True, ("openvino", "int8")),
+        ("openvino-int8", False, ("openvino", "int8")),
+        ("onnx-int8", True, ("openvino", "bf16")),
+        ("onnx-int8", False, ("onnxruntime", "int8")),
+    ],
+)
+def test_auto_takes_a_form_that_is_there(form, bf16, taken, quick, monkeypatch):
+    """int8 in OpenVINO is the quickest, then its bf16, then int8 in ONNX Runtime."""
+    opened = []
+
+    class Opened:
+        def __init__(self, folder, precision=None, threads=None, form=None):
+            opened.append(("openvino", "int8" if form else precision))
+
+    monkeypatch.setattr("pocketqa.runtimes.openvino.computes_bf16", lambda: bf16)
+    monkeypatch.setattr("pocketqa.runtimes.openvino.OpenVinoRuntime", Opened)
+    folder = ModelFolder(formed(form, "distilbert"))
+    runtime = open_runtime(folder)
+    assert (opened or [(runtime.info.engine, runtime.info.precision)]) == [taken]
+    if form == "onnx-int8":
+        assert open_runtime(folder, precision="int8").info.engine == "onnxruntime"  # whatever OpenVINO could do
+    assert open_runtime(folder, precision="fp32").info.precision == "fp32"
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 @pytest.mark.parametrize("form", FILES)
 def test_a_form_is_near_the_model_and_not_the_model(form, kind, quick):

@@ -55,7 +55,7 @@ def test_a_lone_request_is_computed_at_once_and_by_itself() -> None:
         desk = Desk()
         task = await desk.ask(window(1, 5, 2))
         assert desk.rows() == [[1, 5, 2]]
-        assert desk.lane.given[0][1].shape == (1, 32)
+        assert desk.lane.given[0][1].shape == (1, 8)
         await desk.lane.finish()
         scored = await task
         assert scored.logits.start.tolist() == [[1, 5, 2]]
@@ -79,7 +79,7 @@ def test_requests_that_come_while_the_lane_is_busy_share_the_next_batch_and_get_
         for i, task in enumerate(others):
             assert (await task).logits.start.tolist() == [[7, i, 8]]
         assert desk.value("pocketqa_batch_rows_sum") == 4
-        assert desk.value("pocketqa_padding_tokens_total") == 4 * 32 - 10
+        assert desk.value("pocketqa_padding_tokens_total") == 8 + 3 * 32 - 10
 
     play(scene())
 
@@ -133,7 +133,7 @@ def test_an_engine_that_takes_one_row_gets_one_row() -> None:
         while desk.lane.busy:
             await desk.lane.finish()
         assert [(await task).logits.start[:, 0].tolist() for task in tasks] == [[0, 10], [1, 11], [2, 12]]
-        assert {batch.shape for _, batch in desk.lane.given} == {(1, 32)}
+        assert {batch.shape for _, batch in desk.lane.given} == {(1, 8)}
 
     play(scene())
 
@@ -267,7 +267,7 @@ def test_an_idle_service_admits_anything_and_a_busy_one_says_when_to_come_back()
         # Learned: a row of 32 takes a second, whatever comes with it.
         for cost in (plan.cost for plan in desk.scheduler._plans.values()):
             for rows in (1, 2, 3, 4, 6, 8):
-                cost.seed(rows, 32, float(rows))
+                cost.seed(rows, 8 if rows == 1 else 32, float(rows))
         deadline = time.monotonic() + FAR
         desk.scheduler.admit({"student": [window(1)] * 50}, time.monotonic() + 1)
         tasks = [await desk.ask(window(i)) for i in range(3)]
@@ -289,7 +289,7 @@ def test_what_cannot_be_done_before_its_deadline_is_not_admitted() -> None:
     async def scene() -> None:
         desk = Desk(max_queue_seconds=100)
         for rows in (1, 2, 3, 4, 6, 8):
-            desk.scheduler._plans["student"].cost.seed(rows, 32, float(rows))
+            desk.scheduler._plans["student"].cost.seed(rows, 8 if rows == 1 else 32, float(rows))
         task = await desk.ask(window(1))
         now = time.monotonic()
         desk.scheduler.admit({"student": [window(1)]}, now + 4)
