@@ -115,7 +115,7 @@ def open_model(role: Role, path: Path, settings: Settings) -> Served:
     golden = Golden.load(folder.golden)
     if problems := replay(reader, golden):
         info = reader.info
-        if settings.engine != "auto" or settings.precision is not None or info.engine == SAFEST_ENGINE:
+        if settings.engine != "auto" or settings.precision is not None or (info.engine, info.precision) == (SAFEST_ENGINE, "fp32"):
             raise EngineError(
                 f"The {role} at {path} answers otherwise on {info.engine} {info.precision} than when it was packaged. {problems[0]} "
                 f"Name another engine with --engine, or make the folder again with: {repair_command(path)}"
