@@ -202,13 +202,14 @@ def test_three_hundred_departed_clients_cost_little() -> None:
         assert server.metric("pocketqa_batch_rows_sum") - before < 0.2 * 300 * 12
 
 
-Outcome = tuple[int, float, str | None]  # status, seconds, Retry-After
+Outcome = tuple[int, float, str | None, int]  # status, seconds, Retry-After, bytes that were sent
 
 
 def drive(port: int, rate: float, seconds: float) -> tuple[list[Outcome], float]:
     """Requests at random times, so many a second, whatever becomes of the earlier ones; latency counts from the time that was drawn.
 
-    Returns what became of each, and how many a second were answered, until the last one was.
+    Returns what became of each, and how many bytes of answered questions a second, until the last one was answered. Bytes: the more are offered,
+    the more of those that get in are short ones.
     """
     draw = random.Random(1)
 
@@ -219,7 +220,7 @@ def drive(port: int, rate: float, seconds: float) -> tuple[list[Outcome], float]
         answer = (await reader.read()).decode()
         writer.close()
         retry = re.search(r"^retry-after: (.+?)\r$", answer, re.MULTILINE)
-        return int(answer.split()[1]), asyncio.get_running_loop().time() - due, retry[1] if retry else None
+        return int(answer.split()[1]), asyncio.get_running_loop().time() - due, retry[1] if retry else None, len(content)
 
     async def all_of_them() -> tuple[list[Outcome], float]:
         loop = asyncio.get_running_loop()
@@ -230,7 +231,7 @@ def drive(port: int, rate: float, seconds: float) -> tuple[list[Outcome], float]
             tasks.append(asyncio.create_task(ask(body(draw, "teacher"), due)))
             due += draw.expovariate(rate)
         outcomes = await asyncio.gather(*tasks)
-        return outcomes, sum(status == 200 for status, _, _ in outcomes) / (loop.time() - began)
+        return outcomes, sum(size for status, _, _, size in outcomes if status == 200) / (loop.time() - began)
 
     return asyncio.run(all_of_them())
 
@@ -242,14 +243,16 @@ def test_twice_the_load_that_it_can_take_for_a_minute() -> None:
     deadline = 20.0
     with serving("--deadline-seconds", deadline, "--max-queue-seconds", 5) as server:
         drive(server.port, 60, 10)  # it learns what things cost
-        _, peak = drive(server.port, 60, 20)  # a queue that never runs dry
-        outcomes, goodput = drive(server.port, 2 * peak, 60)
-        statuses = Counter(status for status, _, _ in outcomes)
+        crowd, before = drive(server.port, 60, 20)  # a queue that never runs dry
+        capacity = sum(status == 200 for status, _, _, _ in crowd) / 20
+        outcomes, goodput = drive(server.port, 2 * capacity, 60)
+        _, after = drive(server.port, 60, 20)  # the machine may have become faster or slower meanwhile
+        statuses = Counter(status for status, _, _, _ in outcomes)
         assert set(statuses) == {200, 429}, statuses
-        accepted = sorted(seconds for status, seconds, _ in outcomes if status == 200)
+        accepted = sorted(seconds for status, seconds, _, _ in outcomes if status == 200)
         assert accepted[int(0.99 * len(accepted))] <= deadline, statistics.quantiles(accepted, n=20)
-        assert goodput >= 0.9 * peak, (statuses, goodput, peak)
-        assert all(retry is not None and int(retry) >= 1 for status, _, retry in outcomes if status == 429)
+        assert goodput >= 0.8 * (before + after) / 2, (statuses, before, goodput, after)
+        assert all(retry is not None and int(retry) >= 1 for status, _, retry, _ in outcomes if status == 429)
         assert server.ready()
 
 
