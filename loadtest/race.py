@@ -27,6 +27,7 @@ PARAMETERS = {"max_seq_len": 384, "doc_stride": 128, "max_question_len": 64, "ma
 OK = 200
 
 Row = dict[str, Any]
+Span = tuple[str, int]  # an answer's text and where it starts in the passage
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class Tally:
     """What one contestant did at one number of users: a row a round, a column a question (N)."""
 
     seconds: list[NDArray[np.float64]] = field(default_factory=list)  # (N,) of each round
-    texts: list[list[str | None]] = field(default_factory=list)  # the answers; None for a failure
+    answers: list[list[Span | None]] = field(default_factory=list)  # None for a failure
     rates: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
     server: list[float] = field(default_factory=list)
@@ -44,6 +45,11 @@ class Tally:
     def failures(self) -> int:
         """Requests that were not answered with a text."""
         return sum(text is None for texts in self.texts for text in texts)
+
+    @property
+    def texts(self) -> list[list[str | None]]:
+        """The words of the answers."""
+        return [[span[0] if span else None for span in answers] for answers in self.answers]
 
 
 Tallies = dict[tuple[int, str], Tally]
@@ -84,39 +90,46 @@ def note(tally: Tally, block: Block, order: Sequence[Question], questions: Seque
     """Add a block, its times and answers in the order of `questions`."""
     column = {question.number: at for at, question in enumerate(questions)}
     seconds = np.zeros(len(questions))  # (N,)
-    texts: list[str | None] = [None] * len(questions)
+    answers: list[Span | None] = [None] * len(questions)
     for question, exchange in zip(order, block.exchanges, strict=True):
         seconds[column[question.number]] = exchange.seconds
-        texts[column[question.number]] = answer_text(exchange.body) if exchange.status == OK else None
+        answers[column[question.number]] = answer_of(exchange.body) if exchange.status == OK else None
     tally.seconds.append(seconds)
-    tally.texts.append(texts)
+    tally.answers.append(answers)
     tally.rates.append(block.rate)
     tally.client.append(block.client_share)
     tally.server.append(server_share)
     tally.spent += block.seconds
 
 
-def answer_text(body: bytes) -> str | None:
+def answer_of(body: bytes) -> Span | None:
     """The best answer of a response in Hugging Face's protocol: an object, or a list of them; None where there is none."""
     try:
         found: Any = json.loads(body)
         best = found[0] if isinstance(found, list) else found
-        return str(best["answer"])
+        return str(best["answer"]), int(best["start"])
     except (ValueError, KeyError, IndexError, TypeError):
         return None
 
 
 def points_of(tallies: Tallies, questions: Sequence[Question], reference: str) -> list[Row]:
-    """One row a contestant and number of users.  reference: the contestant with whose answers those of the others are compared."""
+    """One row a contestant and number of users.  reference: the contestant with whose answers those of the others are compared.
+
+    Beside more users, a contestant's answers are compared with its own to the fewest: what a batch changes, where the fewest are one.
+    """
     rows: list[Row] = []
+    fewest = min(users for users, _ in tallies)
     for (users, name), tally in tallies.items():
         times = 1000 * np.concatenate(tally.seconds)  # (R * N,)
         exact, overlap = _scores(tally, questions)
-        same = [a == b for mine, theirs in zip(tally.texts, tallies[users, reference].texts, strict=True) for a, b in zip(mine, theirs, strict=True)]
         row: Row = {"users": users, "contestant": name, "count": len(times), "failures": tally.failures}
         row |= {"p50": round(float(np.median(times)), 3), "p99": round(float(np.quantile(times, 0.99)), 3)}
         row |= {"rate": mean_interval(tally.rates, resamples=RESAMPLES).to_json(3), "exact_match": round(exact, 2), "f1": round(overlap, 2)}
-        row |= {"same_answers": round(100 * float(np.mean(same)), 2)}
+        if plain := tallies.get((users, reference)):
+            row |= {"same_answers": round(100 * float(np.mean(_same(tally.texts, plain.texts))), 2)}
+        if users > fewest:
+            same = _same(tally.answers, tallies[fewest, name].answers).mean(axis=0)  # (N,): a draw takes a question with all its rounds
+            row |= {"same_spans": mean_interval(100 * same, resamples=RESAMPLES).to_json(2)}
         rows.append(row | {"client_share": round(float(np.mean(tally.client)), 4), "server_share": round(float(np.mean(tally.server)), 4)})
     return rows
 
@@ -142,6 +155,11 @@ def rates_of(points: Sequence[Row]) -> Mapping[str, float]:
     for row in points:
         best[row["contestant"]] = max(best.get(row["contestant"], 0.0), float(row["rate"]["value"]))
     return best
+
+
+def _same(mine: Sequence[Sequence[object]], theirs: Sequence[Sequence[object]]) -> NDArray[np.bool_]:
+    """Whether two contestants, or one at two times, gave the same answer: (R, N)."""
+    return np.array([[a == b for a, b in zip(*rounds, strict=True)] for rounds in zip(mine, theirs, strict=True)])
 
 
 def _scores(tally: Tally, questions: Sequence[Question]) -> tuple[float, float]:

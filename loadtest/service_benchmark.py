@@ -6,7 +6,8 @@
 
 The client has one core, the servers share the others; all are up at once and one is asked at a time, in an order drawn anew for each round.  Every
 contestant gets the same bytes.  A is the question-answering pipeline of transformers in PyTorch, in fp32 and in bf16, of which the better counts; B
-is the service's own reader in OpenVINO bf16, one request at a time.  --preset paper makes a student of the paper's size from its configuration.
+is the service's own reader in OpenVINO bf16, one request at a time.  Beside the times stands how many answers among many users have the span that
+the question has alone.  --preset paper makes a student of the paper's size from its configuration.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def measure(model: Path, questions: Sequence[Question], given: argparse.Namespac
     after = matrix_rate(cores)
     rate = {name: max(before[name], after[name]) for name in before}
     names = [server.name for server in servers]
-    points = points_of(tallies, questions, PLAIN if PLAIN in names else names[0])
+    points = points_of(tallies, questions, PLAIN)
     reached = {name: round(best * operations / 1e12, 4) for name, best in rates_of(points).items()}
     results = runs.service_results(
         f"closed loop, {len(questions)} questions of {Path(given.data).name} in Hugging Face's protocol, {given.rounds} rounds in random order",

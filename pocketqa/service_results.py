@@ -30,7 +30,8 @@ def service_results(
 
     workload: what was asked, in words; contestants: name -> what it is, in words, ours first.
     points, one a contestant and number of users: "count" (answers), "p50" and "p99" (milliseconds), "rate" (answers a second, an interval),
-    "exact_match" and "f1" (percent), "client_share" and "server_share" (CPU seconds a second), "failures".
+    "exact_match" and "f1" (percent), "client_share" and "server_share" (CPU seconds a second), "failures";
+    where known "same_answers", percent that equal the plain server's, and "same_spans", percent (an interval) that equal its own to the fewest users.
     ratios: how many times better ours is than another ("against") at so many "users": "of" is "p50", "p99" (times faster) or "rate" (times as many).
     costs, of ours at one user: "tokens", "windows", "client_ms", "forward_ms".  matrix_rate: "measured" and, for each contestant, "reached" TFLOP/s.
     bars: what was wanted, each with "against", "users", "of", "least" (against "A" means the better of the plain servers).

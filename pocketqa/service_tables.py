@@ -14,8 +14,8 @@ from pocketqa.types import JSON
 Link = Callable[[str, RunFile], str]
 
 POINT_HEAD = (
-    "users", "contestant", "p50", "p99", "answers a second [95 %]", "EM", "F1", "answers of A in fp32", "failures", "CPU of the server",
-    "CPU of the client",
+    "users", "contestant", "p50", "p99", "answers a second [95 %]", "EM", "F1", "answers of A in fp32", "same span as alone [95 %]", "failures",
+    "CPU of the server", "CPU of the client",
 )  # fmt: skip
 RATIO_HEAD = ("users", "against", "p50: times faster [95 %]", "p99: times faster [95 %]", "times as many answers a second [95 %]")
 BAR_HEAD = ("wanted", "least", "found [95 %]", "verdict")
@@ -48,7 +48,8 @@ def _where(results: JSON) -> str:
 def _point_row(row: JSON) -> tuple[str, ...]:
     times = (f"{row[key]:.2f} ms" for key in ("p50", "p99"))
     same = f"{row['same_answers']:.1f} %" if "same_answers" in row else ""
-    scores = (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same, f"{row['failures']:,}")
+    alone = f"{interval(Interval.from_json(row['same_spans']))} %" if "same_spans" in row else ""
+    scores = (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same, alone, f"{row['failures']:,}")
     shares = (f"{row[key]:.0%}" for key in ("server_share", "client_share"))
     return (str(row["users"]), row["contestant"], *times, interval(Interval.from_json(row["rate"])), *scores, *shares)
 

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.closed_loop import Block, Exchange
 from loadtest.questions import Question
-from loadtest.race import Tally, answer_text, note, points_of, rates_of, ratios_of, request_of
+from loadtest.race import Tally, answer_of, note, points_of, rates_of, ratios_of, request_of
 
 QUESTIONS = [
     Question(0, "a", "Who built it?", "The mill was built by Ada.", ("Ada",)),
@@ -23,7 +23,8 @@ def exchange(number: int, seconds: float, text: str, status: int = 200) -> Excha
 
 
 def tally(seconds: list[list[float]], texts: list[list[str | None]], rates: list[float]) -> Tally:
-    return Tally([np.array(row) for row in seconds], texts, rates, [0.1] * len(rates), [0.9] * len(rates), 1.0)
+    answers = [[None if text is None else (text, 0) for text in row] for row in texts]
+    return Tally([np.array(row) for row in seconds], answers, rates, [0.1] * len(rates), [0.9] * len(rates), 1.0)
 
 
 RIGHT: list[str | None] = ["Ada", "1902", "Rome"]
@@ -39,17 +40,18 @@ def test_a_request_holds_question_passage_and_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "text"),
+    ("body", "answer"),
     [
-        (b'{"answer": "Ada", "score": 1}', "Ada"),
-        (b'[{"answer": "Ada"}, {"answer": "Bell"}]', "Ada"),
+        (b'{"answer": "Ada", "score": 1, "start": 24, "end": 27}', ("Ada", 24)),
+        (b'[{"answer": "Ada", "start": 0}, {"answer": "Bell", "start": 4}]', ("Ada", 0)),
+        (b'{"answer": "Ada"}', None),
         (b"[]", None),
         (b'{"error": "no"}', None),
         (b"not JSON", None),
     ],
 )
-def test_answers_are_read_from_an_object_or_a_list(body: bytes, text: str | None) -> None:
-    assert answer_text(body) == text
+def test_answers_are_read_from_an_object_or_a_list(body: bytes, answer: tuple[str, int] | None) -> None:
+    assert answer_of(body) == answer
 
 
 def test_a_block_is_noted_by_question_whatever_its_order() -> None:
@@ -78,6 +80,17 @@ def test_points_say_times_rates_scores_and_agreement() -> None:
     assert (ours["exact_match"], ours["f1"]) == (83.33, 83.33)
     assert (plain["exact_match"], plain["same_answers"], ours["same_answers"]) == (100.0, 100.0, 66.67)
     assert rates_of([ours, plain]) == {"PocketQA": 110.0, "A fp32": 10.0}
+
+
+def test_what_a_batch_changes_is_counted_by_text_and_place() -> None:
+    alone = tally([[0.1, 0.2, 0.3]] * 2, [RIGHT, RIGHT], [1.0, 1.0])
+    crowded = tally([[0.1, 0.2, 0.3]] * 2, [RIGHT, ["Ada", None, "Rome"]], [1.0, 1.0])
+    crowded.answers[1][0] = ("Ada", 7)  # the same words elsewhere
+    first, second = points_of({(1, "PocketQA"): alone, (32, "PocketQA"): crowded}, QUESTIONS, "PocketQA")
+    assert "same_spans" not in first
+    # The three questions are answered alike in 1, 1 and 2 of 2 rounds.
+    assert second["same_spans"]["value"] == 66.67
+    assert (second["same_spans"]["low"], second["same_spans"]["high"]) == (50.0, 100.0)
 
 
 def test_ratios_are_paired() -> None:

@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx.numpy_helper
 import pytest
 
 from pocketqa import Reader
 from pocketqa.errors import EngineError, FolderError
-from pocketqa.folders import ModelFolder, write_manifest
+from pocketqa.folders import ModelFolder, sha256_file, write_manifest
 from pocketqa.golden import Golden
+from pocketqa.runtimes.forms import form_folder
 from service.models import open_pair
 from service.serve import listen
 from service.settings import Settings
@@ -155,6 +158,27 @@ def test_an_engine_that_answers_otherwise_is_refused(settings: Settings, tmp_pat
     assert "--engine" in str(caught.value)
     chosen = Reader.open(student, engine=engine, threads=1).info.engine
     assert (f"The student falls back from {chosen}" in caplog.text) == (chosen != "onnxruntime")
+
+
+def test_an_int8_form_that_answers_otherwise_falls_back_to_fp32(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(settings.student, student)
+    form = form_folder(ModelFolder(student), "onnxruntime")
+    form.mkdir(parents=True)
+    graph = onnx.load(student / "model.onnx")  # with its weights
+    for tensor in graph.graph.initializer:
+        if (values := onnx.numpy_helper.to_array(tensor)).dtype.kind == "f":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(3 * values, tensor.name))
+    onnx.save(graph, form / "model.onnx")
+    write_manifest(form, kind="form", name="onnx-int8", parent=sha256_file(student / "model.safetensors"))
+    monkeypatch.setattr("pocketqa.runtimes._why_not_openvino", lambda bf16: "another processor")  # where the form is what auto picks
+    assert Reader.open(student, threads=1).info.precision == "int8"
+    with caplog.at_level(logging.WARNING):
+        pair = open_pair(Settings(teacher=settings.teacher, student=student, threads=1))
+    assert "The student falls back from onnxruntime int8 to onnxruntime fp32" in caplog.text
+    assert (pair.student.info.engine, pair.student.info.precision) == ("onnxruntime", "fp32")
 
 
 def test_a_folder_that_is_none_is_refused(settings: Settings, tmp_path: Path) -> None:
