@@ -6,8 +6,9 @@
 
 The client has one core, the servers share the others; all are up at once and one is asked at a time, in an order drawn anew for each round.  Every
 contestant gets the same bytes.  A is the question-answering pipeline of transformers in PyTorch, in fp32 and in bf16, of which the better counts; B
-is the service's own reader in OpenVINO bf16, one request at a time.  Beside the times stands how many answers among many users have the span that
-the question has alone.  --preset paper makes a student of the paper's size from its configuration.
+is the service's own reader in OpenVINO bf16, one request at a time; "no batching" is the service itself, batches turned off.  Beside the times stands
+how many answers among many users have the span that the question has alone.  --preset paper makes a student of the paper's size from its
+configuration.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from pocketqa.errors import MissingExtra, OptionsError
 
 OURS, PLAIN = "PocketQA", "A fp32"
 MODELS = Path("models")
+UNBATCHED = "no batching"
 BASELINES = {
     PLAIN: ("loadtest.baseline_plain", "fp32", "the pipeline of transformers in PyTorch fp32 behind FastAPI"),
     "A bf16": ("loadtest.baseline_plain", "bf16", "the pipeline of transformers in PyTorch bf16 behind FastAPI"),
     "B": ("loadtest.baseline_openvino", "bf16", "this project's reader in OpenVINO bf16 behind FastAPI, at batch 1"),
+    UNBATCHED: ("pocketqa", "", "the service with --batching off"),
 }
 PAPER_SIZE = service_costs.Geometry(layers=6, width=768, inner=3072)  # of DistilBERT
 MEBIBYTE = 1 << 20
@@ -116,6 +119,9 @@ def commands(model: Path, given: argparse.Namespace) -> dict[str, list[str]]:
     made = {OURS: [*ours, *given.serve_options]}
     for name in given.baselines:
         module, precision, _ = BASELINES[name]
+        if name == UNBATCHED:
+            made[name] = [*made[OURS], "--batching", "off"]
+            continue
         if module.endswith("openvino") and find_spec("openvino") is None:
             say(f"{name} is left out: OpenVINO is not installed (extra `openvino`)")
             continue

@@ -18,6 +18,9 @@ STEP, WIDE_STEP = 8, 32  # positions: what a window is padded to a multiple of, 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_ROWS = ROWS[-1]
 SLACK = 0.03  # of throughput, given for shorter batches
+# Share of its seconds that a batch has to save: its windows come out together, when the last is done, and the others wait for all of them.  Besides,
+# costs are measurements, and the choice of the best of many groups picks the one that was measured too low.
+WORTH = 0.1
 LOOK_AHEAD = 256  # windows, from the one that has waited longest, among which companions are sought
 
 
@@ -78,9 +81,12 @@ class Plan:
         return tuple(rows for rows in ROWS if rows == 1 or rows <= most)
 
     def best_rows(self, length: int) -> int:
-        """The row count with the least seconds a window; where a smaller one is about as good, that: its first window need not wait so long."""
+        """The row count with the least seconds a window; where a smaller one is about as good, that: its first window need not wait so long.  One
+        where more are not worth while."""
         shares = {rows: self.seconds(rows, length) / rows for rows in self.row_counts(length)}
         good_enough = min(shares.values()) * (1 + SLACK)
+        if good_enough > (1 - WORTH) * shares[1]:
+            return 1
         return next(rows for rows, share in shares.items() if share <= good_enough)
 
     def drain_seconds(self, waiting: Mapping[int, int]) -> float:
@@ -100,7 +106,7 @@ class Plan:
         """Indices of the windows of the next batch, the first of `waiting` among them.
 
         Of all groups of similar length, as many rows as are worth while, it takes the one that saves most against computing each window by itself.
-        The first window alone saves nothing, so a batch is taken only where the measurements say that it pays.
+        The first window alone saves nothing, so a batch is taken only where the measurements say that it is worth while.
         """
         head = waiting[0]
         chosen = [0]
@@ -118,6 +124,6 @@ class Plan:
                 if rows > len(fitting):
                     break
                 saved = apart[rows - 1] - self.seconds(rows, length)
-                if rows > 1 and saved > most_saved:
+                if rows > 1 and saved > max(most_saved, WORTH * apart[rows - 1]):
                     chosen, most_saved = fitting[:rows], saved
         return chosen

@@ -38,8 +38,14 @@ def test_all_contestants_open_one_model() -> None:
     assert made["A fp32"][2:] == ["loadtest.baseline_plain", "--model", "models/student", "--precision", "fp32"]
 
 
+def test_the_service_without_batches_is_the_same_command_but_for_that() -> None:
+    made = service_benchmark.commands(Path("m"), options(baselines=["no batching"], serve_options=["--threads", "1"]))
+    assert made["no batching"] == [*made["PocketQA"], "--batching", "off"]
+    assert made["PocketQA"][-2:] == ["--threads", "1"]
+
+
 def test_an_unknown_baseline_is_named() -> None:
-    with pytest.raises(OptionsError, match="out of A fp32, A bf16, B; found C"):
+    with pytest.raises(OptionsError, match="out of A fp32, A bf16, B, no batching; found C"):
         service_benchmark.commands(Path("m"), options(baselines=["B", "C"]))
 
 
