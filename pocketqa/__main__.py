@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("distillation.evaluate:main", "exact match and F1 of a model, or of a predictions file, on SQuAD-format data"),
     "pretrain": ("distillation.pretrain:main", "train a checkpoint to fill in masked words of a text corpus: gives a teacher its language head"),
     "distill": ("distillation.distill:main", "train a student on a text corpus to match a teacher: DistilBERT's, TinyBERT's and other recipes"),
+    "cloze": ("distillation.cloze:main", "make questions out of raw text, to train on before the questions that people wrote"),
     "finetune": ("distillation.finetune:main", "train a checkpoint to answer questions, alone or from a teacher"),
     "ablate": ("distillation.ablate:main", "repeat a distillation with parts left out, in paired seeds, beside the paper's table"),
     "grow": ("distillation.grow:main", "make a 12-layer teacher from a 6-layer base"),

@@ -128,7 +128,9 @@ def _tokenise(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabula
     fast.no_padding()
     fast.encode_special_tokens = True  # "[SEP]" written in a text is text
     with (folder / TOKENS).open("wb") as tokens, (folder / DOCUMENTS).open("wb") as documents:
-        writer = _Writer(tokens, documents, fast, vocabulary, limit, _Progress(sum(source.size for source in sources), say))
+        writer = _Writer(
+            tokens, documents, fast, vocabulary, limit, ReadingProgress(sum(source.size for source in sources), "tokenising", "tokens", say)
+        )
         counted = [writer.add(source) for source in sources]
     if not writer.tokens:
         names = ", ".join(source.name for source in sources)
@@ -151,7 +153,9 @@ def _tokenise(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabula
 class _Writer:
     """Tokenises sources one after another, holding LINES_AT_ONCE lines or CHARACTERS_AT_ONCE in memory."""
 
-    def __init__(self, tokens: IO[bytes], places: IO[bytes], fast: FastTokenizer, vocabulary: Vocabulary, limit: int, progress: _Progress) -> None:
+    def __init__(
+        self, tokens: IO[bytes], places: IO[bytes], fast: FastTokenizer, vocabulary: Vocabulary, limit: int, progress: ReadingProgress
+    ) -> None:
         self.tokens = self.documents = self.dropped = 0
         self.counts: NDArray[np.int64] = np.zeros(vocabulary.size, dtype=np.int64)  # (V,)
         self._tokens, self._places, self._fast, self._vocabulary, self._limit, self._progress = tokens, places, fast, vocabulary, limit, progress
@@ -206,22 +210,22 @@ class _Writer:
             self._pending.clear()
 
 
-class _Progress:
-    """A line now and then: share of the bytes read, tokens a second, time left."""
+class ReadingProgress:
+    """A line now and then: what was made of the text so far, how much a second, share of the bytes read, time left."""
 
-    def __init__(self, size: int, say: Say) -> None:
+    def __init__(self, size: int, doing: str, what: str, say: Say) -> None:
         self.done = 0  # bytes of the sources that are finished
-        self._size, self._say = size, say
+        self._size, self._doing, self._what, self._say = size, doing, what, say
         self._began = self._last = time.monotonic()
 
-    def say(self, read: int, tokens: int) -> None:
-        """Report after REPORT_SECONDS."""
+    def say(self, read: int, made: int) -> None:
+        """Report after REPORT_SECONDS.  read: bytes of the present source."""
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:
             return
         self._last, seconds, share = now, now - self._began, (self.done + read) / self._size if self._size else 0.0
         left = f", {100 * share:.0f} % read, {seconds * (1 - share) / share:.0f} s left" if share else ""
-        self._say(f"tokenising: {tokens:,} tokens, {tokens / seconds:,.0f} a second{left}")
+        self._say(f"{self._doing}: {made:,} {self._what}, {made / seconds:,.0f} a second{left}")
 
 
 def _batched(lines: Iterator[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
