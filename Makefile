@@ -22,7 +22,7 @@ CODE := pocketqa distillation mobile_export service loadtest tests
 OPENVINO := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),openvino)
 comma := ,
 RUN_EXTRAS := $(if $(OPENVINO),[$(OPENVINO)])
-DEV_EXTRAS := [export,report,loadtest,dev$(if $(OPENVINO),$(comma)$(OPENVINO))]
+DEV_EXTRAS := [export,report,loadtest,ray,dev$(if $(OPENVINO),$(comma)$(OPENVINO))]
 
 .PHONY: help run test test-full check audit soak fmt clean
 .DELETE_ON_ERROR:

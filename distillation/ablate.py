@@ -4,6 +4,7 @@
     pocketqa ablate --preset paper ... --reader READER           also the rows that are fine-tuned with a teacher
     pocketqa ablate --preset paper ... --rows no-mlm random --seeds 0 1 2 --dry-run
     pocketqa ablate --preset controls --teacher TEACHER --reader READER --base BASE ...     what each step of distillation is worth
+    pocketqa ablate --preset tasks --teacher T --student S --base B --data GLUE ...         on GLUE and IMDb: pocketqa ablate --preset tasks --help
 
 Each row is a distillation on text, a fine-tuning on questions and an evaluation on the development split; each leaves a folder in DIR, and the same
 command given again goes on after the last that is finished.  The table compares every row with its reference on the same questions and seeds.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distillation.ablation import ablation_cost
-from distillation.ablation.ablation_plan import Common, Plan, Row, Work, choose_rows, make_plan, read_preset
+from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
-from pocketqa.errors import OptionsError, TrainingError
+from distillation.ablation.ablation_work import Row, Work
+from pocketqa.errors import OptionsError
+from pocketqa.reporting.training_tables import ablation_lines
 from pocketqa.runs import RunFile, write
-from pocketqa.training_tables import ablation_lines
-from pocketqa.writes import write_atomic
 
 DEFAULT_TOKENS = 2_000_000
 
@@ -56,6 +56,10 @@ VERBS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "finetune":
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa ablate`."""
+    if any(words in (["--preset", "tasks"], ["--preset=tasks"]) for at in range(len(argv)) for words in (argv[at : at + 2], argv[at : at + 1])):
+        from distillation.ablation import task_comparison
+
+        return task_comparison.main(argv)
     given = _parser().parse_args(argv)
     _check(given)
     rows, left_out = choose_rows(read_preset(given.preset), given.rows, given.reader, given.base)
@@ -95,20 +99,13 @@ def main(argv: list[str]) -> int:
 
 def _do(work: Work, place: str) -> int:
     """Run one work unless it is finished; its exit status, not 0 where it was stopped or failed."""
-    known = json.loads(work.note.read_text())["identity"] if work.note.is_file() else None
-    if known not in (None, work.identity):
-        raise TrainingError(
-            f"{work.leaves} was begun with other settings or data than this call has. Give another --out, or delete it and {work.note.name}."
-        )
-    if work.done and known is None:
-        raise TrainingError(f"{work.leaves} was not left by an ablation ({work.note.name} is missing). Give another --out or delete it.")
+    work.check()
     title = f"[{place}] {work.verb} {work.row.name}, seed {work.seed}"
     if work.done:
         _say(f"{title}: finished already")
         return 0
     _say(f"{title}: pocketqa {work.verb.replace('final', 'evaluate')} {shlex.join(work.words)}")
-    work.note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(work.note, json.dumps({"identity": work.identity}) + "\n")
+    work.begin()
     with contextlib.redirect_stdout(sys.stderr):  # what a verb prints for programs is not what this one prints for them
         return VERBS[work.verb](list(work.words))
 

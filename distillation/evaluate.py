@@ -3,10 +3,14 @@
     pocketqa evaluate models/student --data dev-v1.1.json
     pocketqa evaluate models/student --data dev-v1.1.json --engine onnxruntime --run-file runs
     pocketqa evaluate --predictions predictions.json --data dev-v1.1.json --json
+    pocketqa evaluate models/student --data dev-v1.1.json --wrong-paragraphs              also how well it tells that a paragraph has no answer
+    pocketqa evaluate models/student --data dev-v1.1.json --whole-articles --limit 1000   each question of its whole article
     pocketqa evaluate CHECKPOINT --task sst2 --data DIR          classification, with its own metrics: see `pocketqa evaluate --task sst2 --help`
 
 MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoint (PyTorch).  A predictions file maps question ids to texts.
 --limit N takes a seeded sample over all articles and says so in the output.
+--wrong-paragraphs puts the questions to another paragraph of their article too: AUROC, and at the model's own threshold, which was chosen on a
+development split, the shares refused and what refusing costs in F1.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distillation.questions.harder import auroc, refusals, whole_articles
 from pocketqa import metrics, squad
 from pocketqa.errors import OptionsError
 from pocketqa.evaluation import Predictions, evaluation_windows, open_reader, predict, read_predictions
@@ -34,11 +39,15 @@ def main(argv: list[str]) -> int:
 
         return task_evaluate.main(argv)
     given = _parser().parse_args(argv)
+    if given.wrong_paragraphs and (given.whole_articles or given.predictions):
+        raise OptionsError("--wrong-paragraphs goes neither with --whole-articles, which leaves no other paragraph, nor with --predictions.")
     if (given.model is None) == (given.predictions is None):
         raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
     if given.out and not Path(given.out).absolute().parent.is_dir():
         raise OptionsError(f"Expected a folder for --out at {Path(given.out).parent}, found none. Make it first.")
     examples = squad.load(given.data, given.limit, given.seed)
+    if given.whole_articles:
+        examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)
     if given.predictions:
         scores = metrics.score(read_predictions(given.predictions), examples)
         _print(scores, {"data": Path(given.data).name}, given.json)
@@ -62,10 +71,34 @@ def main(argv: list[str]) -> int:
         "f1_interval": _interval(overlap, examples),
         "exact_match_interval": _interval(exact, examples),
     }
+    if given.wrong_paragraphs:
+        extra["no_answer"] = _no_answer(reader, examples, predicted, overlap, given.seed, window_options, span_options)
     if given.run_file:
-        extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted)
+        extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted, extra.get("no_answer"))
     _print(scores, extra, given.json)
     return 0
+
+
+def _no_answer(
+    reader: Reader,
+    examples: Sequence[QAExample],
+    right: Predictions,
+    f1: NDArray[np.float64],
+    seed: int,
+    window_options: WindowOptions,
+    span_options: SpanOptions,
+) -> JSON:
+    """What the reader does with the same questions put to wrong paragraphs.  Raises OptionsError where there are none to put them to."""
+    from distillation.questions.data import wrong_paragraphs
+
+    if not all(example.answers for example in examples):
+        raise OptionsError("Expected only answerable questions with --wrong-paragraphs, found some that the file itself says have no answer.")
+    wrong = wrong_paragraphs(examples, len(examples), seed)
+    if not wrong:
+        raise OptionsError("Expected articles of several paragraphs with --wrong-paragraphs, found none: there is no wrong paragraph to ask.")
+    margins = predict(reader, wrong, window_options, span_options, progress=True).margins
+    threshold = reader.no_answer.threshold if reader.no_answer.trained else None
+    return refusals(right.margins, f1, _groups(examples), margins, threshold)
 
 
 def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
@@ -114,14 +147,6 @@ def best_threshold(answerable: NDArray[np.float32], f1: NDArray[np.float64], una
     return float((ordered[best] + ordered[best + 1]) / 2), float(totals[best])
 
 
-def auroc(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> float:
-    """Area under the ROC curve: probability that a positive exceeds a negative, ties counting half (the Mann-Whitney statistic)."""
-    ordered = np.sort(negatives)
-    below = np.searchsorted(ordered, positives, side="left")
-    not_above = np.searchsorted(ordered, positives, side="right")
-    return float((below + not_above).mean() / (2 * len(negatives)))
-
-
 def _write_run(
     given: argparse.Namespace,
     argv: list[str],
@@ -129,24 +154,32 @@ def _write_run(
     examples: Sequence[QAExample],
     scored: tuple[NDArray[np.float64], NDArray[np.float64], Scores],
     predicted: Predictions,
+    no_answer: JSON | None,
 ) -> str:
     exact, overlap, scores = scored
-    results = evaluation_results(scores, exact, overlap, [e.id for e in examples], groups=[e.title or e.context for e in examples])
+    results = evaluation_results(scores, exact, overlap, [e.id for e in examples], groups=_groups(examples))
     results |= {
+        "contexts": "articles" if given.whole_articles else "paragraphs",
+        "no_answer": no_answer,
         "seconds": round(predicted.seconds, 1),
         "limit": given.limit,
         "window": {"max_tokens": given.max_tokens, "doc_stride": given.doc_stride},
     }
     data = DataFile(Path(given.data).name, squad.source_hash(given.data), len(examples), given.split)
     subject = Subject.of(reader.name, given.role or reader.name, reader.model_hash, reader.info)
-    name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}"
+    name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}{' whole articles' if given.whole_articles else ''}"
     run = new_run("evaluation", name, [subject], [data], ["pocketqa", "evaluate", *argv], results)
     return str(write(run, given.run_file))
 
 
 def _interval(values: NDArray[np.float64], examples: Sequence[QAExample]) -> list[float]:
-    interval = mean_interval(values, [e.title or e.context for e in examples]).scaled(100)
+    interval = mean_interval(values, _groups(examples)).scaled(100)
     return [round(interval.low, 2), round(interval.high, 2)]
+
+
+def _groups(examples: Sequence[QAExample]) -> list[str]:
+    """What intervals resample: articles, or passages where articles have no title."""
+    return [example.title or example.context for example in examples]
 
 
 def _print(scores: Scores, extra: Mapping[str, object], as_json: bool) -> None:
@@ -170,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--predictions", metavar="FILE", help="score this JSON file of id -> text in place of a model")
     parser.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--whole-articles", action="store_true", help="ask each question of all paragraphs of its article, joined")
+    parser.add_argument("--wrong-paragraphs", action="store_true", help="also put the questions to paragraphs that do not answer them")
     parser.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino or pytorch (default auto)")
     parser.add_argument("--precision", help="bf16 or fp32 where the engine offers a choice")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")

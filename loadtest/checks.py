@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,9 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is kept of a right response: milliseconds of the model's forward pass, and the best answer's scores, each 0 to 1."""
+    """What is kept of a right response: milliseconds of each of STAGES, and the best answer's scores, each 0 to 1."""
 
-    forward_ms: float
+    stages: tuple[float, ...]
     exact: float
     f1: float
 
@@ -32,8 +33,8 @@ def request_body(question: Question, model: str, top_k: int, no_answer: bool) ->
     return {"question": question.text, "context": question.context, "model": model, "top_k": top_k, "no_answer": no_answer}
 
 
-def check_response(status: int, content: bytes | None, question: Question, asked: dict[str, Any]) -> Checked:
-    """Read and judge a response to `asked`.  Raises WrongAnswer."""
+def check_response(status: int, headers: Mapping[str, str], content: bytes | None, question: Question, asked: dict[str, Any]) -> Checked:
+    """Read and judge a response to `asked`; headers: names in lower case.  Raises WrongAnswer."""
     if status != 200:
         raise WrongAnswer(f"expected status 200, found {status}{_quoted(content)}" if status else "no response: the connection failed or was closed")
     try:
@@ -41,12 +42,26 @@ def check_response(status: int, content: bytes | None, question: Question, asked
     except ValueError:
         raise WrongAnswer(f"expected JSON, found{_quoted(content)}") from None
     try:
-        return _check_body(body, question, asked)
+        best = _check_body(body, question, asked)
     except (KeyError, TypeError, AttributeError) as error:
         raise WrongAnswer(f"expected the fields of /v1/answer, found{_quoted(content)} ({type(error).__name__}: {error})") from None
+    exact, overlap = metrics.exact_match(best, question.golds), metrics.f1(best, question.golds, squad2=asked["no_answer"])
+    return Checked(tuple(_milliseconds(headers, f"x-{stage}-ms") for stage in STAGES), exact, overlap)
 
 
-def _check_body(body: dict[str, Any], question: Question, asked: dict[str, Any]) -> Checked:
+def _milliseconds(headers: Mapping[str, str], name: str) -> float:
+    """How long a stage took, as the server measured it."""
+    try:
+        found = float(headers[name])
+    except (KeyError, ValueError):
+        raise WrongAnswer(f"expected milliseconds in the header {name}, found {headers.get(name)!r}") from None
+    if not (math.isfinite(found) and found >= 0):
+        raise WrongAnswer(f"expected milliseconds in the header {name}, found {found}")
+    return found
+
+
+def _check_body(body: dict[str, Any], question: Question, asked: dict[str, Any]) -> str:
+    """The text of the best answer."""
     if body["model"] != asked["model"]:
         raise WrongAnswer(f"expected an answer of the {asked['model']}, found one of the {body['model']!r}")
     answers = body["answers"]
@@ -54,12 +69,7 @@ def _check_body(body: dict[str, Any], question: Question, asked: dict[str, Any])
         raise WrongAnswer(f"expected 1 to {asked['top_k']} answers, found {len(answers)}")
     for answer in answers:
         _check_answer(answer, question.context, asked["no_answer"])
-    timings = body["timings"]
-    for stage in STAGES:
-        if not (math.isfinite(timings[stage]) and timings[stage] >= 0):
-            raise WrongAnswer(f"expected the milliseconds of {stage}, found {timings[stage]}")
-    best = answers[0]["text"]
-    return Checked(timings["forward"], metrics.exact_match(best, question.golds), metrics.f1(best, question.golds, squad2=asked["no_answer"]))
+    return str(answers[0]["text"])
 
 
 def _check_answer(answer: dict[str, Any], context: str, no_answer: bool) -> None:

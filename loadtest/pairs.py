@@ -7,26 +7,59 @@ same question asked again tells little that is new.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from loadtest.checks import Checked
+from loadtest.checks import STAGES, Checked
 from loadtest.questions import MODELS, Question
 from pocketqa.runs import Interval, median_ratio
 
 RESAMPLES = 2_000  # ends of a 95 % interval are then steady to about a tenth of its width
 TEACHER, STUDENT = MODELS
+COLUMNS = ("number", "latency", "lag", *STAGES, "exact", "f1")  # of a row of a right answer: question, milliseconds, scores
+FORWARD = STAGES.index("forward")
+SLOWEST = 0.99  # the quantile from which on an answer counts among the slowest
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """One model's part of a pair: milliseconds from the time at which it was due to the answer, and to its first byte sent (0 in a closed loop); what
+    was in the answer, None for a failure."""
+
+    latency: float
+    lag: float
+    checked: Checked | None
 
 
 @dataclass(slots=True)
 class ModelLog:
-    """All exchanges with one model.  A row of `rows` is [client ms, forward ms, exact match, F1], of right answers only."""
+    """All exchanges with one model: a row of COLUMNS for each right answer, the lag (ms) of each failure."""
 
-    requests: int = 0
-    failures: int = 0
     rows: list[list[float]] = field(default_factory=list)
+    failed: list[float] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """Right or not."""
+        return len(self.rows) + len(self.failed)
+
+    @property
+    def failures(self) -> int:
+        """Requests without a right answer."""
+        return len(self.failed)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """(rows,) one of COLUMNS."""
+        at = COLUMNS.index(name)
+        return np.array([row[at] for row in self.rows])
+
+    def lags(self) -> list[float]:
+        """Milliseconds, of all requests."""
+        return [*self.column("lag"), *self.failed]
 
 
 @dataclass(slots=True)
@@ -36,32 +69,31 @@ class Log:
     models: dict[str, ModelLog] = field(default_factory=lambda: {model: ModelLog() for model in MODELS})
     pairs: list[list[float]] = field(default_factory=list)
 
-    def add(self, question: Question, halves: dict[str, tuple[float, Checked] | None]) -> None:
-        """One pair: for each model its client milliseconds and checked answer, or None for a failure."""
+    def add(self, question: Question, halves: Mapping[str, Half]) -> None:
+        """One pair, or one half where only one model is asked."""
+        right: dict[str, tuple[float, float]] = {}
         for model, half in halves.items():
             log = self.models[model]
-            log.requests += 1
-            if half is None:
-                log.failures += 1
-            else:
-                log.rows.append([half[0], half[1].forward_ms, half[1].exact, half[1].f1])
-        teacher, student = halves.get(TEACHER), halves.get(STUDENT)
-        if teacher is not None and student is not None:
-            self.pairs.append([question.number, teacher[0], student[0], teacher[1].forward_ms, student[1].forward_ms])
+            if half.checked is None:
+                log.failed.append(half.lag)
+                continue
+            stages = half.checked.stages
+            log.rows.append([question.number, half.latency, half.lag, *stages, half.checked.exact, half.checked.f1])
+            right[model] = (half.latency, stages[FORWARD])
+        if len(right) == len(MODELS):
+            self.pairs.append([question.number, right[TEACHER][0], right[STUDENT][0], right[TEACHER][1], right[STUDENT][1]])
 
     def take(self) -> dict[str, Any]:
         """Everything since the last call, as plain values for the message to the master; the log is empty afterwards."""
-        message = {"models": {model: [log.requests, log.failures, log.rows] for model, log in self.models.items()}, "pairs": self.pairs}
+        message = {"models": {model: [log.rows, log.failed] for model, log in self.models.items()}, "pairs": self.pairs}
         self.clear()
         return message
 
     def merge(self, message: dict[str, Any]) -> None:
         """Add what a worker sent."""
-        for model, (requests, failures, rows) in message["models"].items():
-            log = self.models[model]
-            log.requests += requests
-            log.failures += failures
-            log.rows.extend(rows)
+        for model, (rows, failed) in message["models"].items():
+            self.models[model].rows.extend(rows)
+            self.models[model].failed.extend(failed)
         self.pairs.extend(message["pairs"])
 
     def clear(self) -> None:
@@ -73,6 +105,14 @@ class Log:
     def requests(self) -> int:
         """Of both models."""
         return sum(log.requests for log in self.models.values())
+
+    def lags(self) -> list[float]:
+        """Milliseconds, of all requests to both models."""
+        return [lag for log in self.models.values() for lag in log.lags()]
+
+    def latencies(self) -> list[float]:
+        """Milliseconds, of all right answers of both models."""
+        return [float(latency) for log in self.models.values() for latency in log.column("latency")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +144,7 @@ def table(log: Log, seed: int = 0) -> str:
     ]
     lines += [_line(model, model_log) for model, model_log in log.models.items()]
     lines.append("Times are the client's, of right answers only; forward is the model alone, as the server measured it.")
+    lines += _where_lines(log)
     found = ratios(log, seed)
     if found is None:
         return "\n".join([*lines, "No pair was answered by both models: there is no ratio."])
@@ -113,13 +154,45 @@ def table(log: Log, seed: int = 0) -> str:
     )
 
 
+def where(log: ModelLog, slowest: bool = False) -> dict[str, float] | None:
+    """Where the time of a right answer went, mean milliseconds that add up to "whole"; of all, or of the slowest of a hundred.  None without one.
+
+    "sent late" is the client's; "other in the server" what its stages leave of its total, and "network and HTTP" what that leaves of the whole.
+    """
+    latency = log.column("latency")
+    if not len(latency):
+        return None
+    chosen = latency >= np.quantile(latency, SLOWEST) if slowest else np.ones(len(latency), dtype=bool)
+    mean = {name: float(log.column(name)[chosen].mean()) for name in ("latency", "lag", *STAGES)}
+    stages = {stage: mean[stage] for stage in STAGES if stage != "total"}
+    other = {"other in the server": mean["total"] - sum(stages.values()), "network and HTTP": mean["latency"] - mean["lag"] - mean["total"]}
+    return {"sent late": mean["lag"], **stages, **other, "whole": mean["latency"]}
+
+
+def _where_lines(log: Log) -> list[str]:
+    rows = [
+        (f"{'slowest 1 %' if slowest else 'all answers'} of the {model}", found)
+        for model, one in log.models.items()
+        for slowest in (False, True)
+        if (found := where(one, slowest))
+    ]
+    if not rows:
+        return []
+    names = list(rows[0][1])
+    lines = [" ".join([f"{'where the time went, mean ms':<29}", *(f"{name:>{_width(name)}}" for name in names)])]
+    return lines + [" ".join([f"{label:<29}", *(f"{_three(found[name]):>{_width(name)}}" for name in names)]) for label, found in rows]
+
+
+def _width(name: str) -> int:
+    return max(8, len(name))
+
+
 def _line(model: str, log: ModelLog) -> str:
     head = f"{model:<8} {log.requests:>8} {log.failures:>8}"
     if not log.rows:
         return f"{head} {'-':>8} {'-':>8} {'-':>8} {'-':>15} {'-':>6} {'-':>6}"
-    rows = np.asarray(log.rows, dtype=np.float64)  # (exchanges, 4)
-    p50, p90, p99 = np.percentile(rows[:, 0], (50, 90, 99))
-    forward, exact, f1 = np.median(rows[:, 1]), 100 * rows[:, 2].mean(), 100 * rows[:, 3].mean()
+    p50, p90, p99 = np.percentile(log.column("latency"), (50, 90, 99))
+    forward, exact, f1 = np.median(log.column("forward")), 100 * log.column("exact").mean(), 100 * log.column("f1").mean()
     return f"{head} {_three(p50):>8} {_three(p90):>8} {_three(p99):>8} {_three(forward):>15} {exact:>6.1f} {f1:>6.1f}"
 
 

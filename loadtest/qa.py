@@ -4,10 +4,14 @@
     locust -f loadtest/qa.py                                              # then open http://localhost:8089
     locust -f loadtest/qa.py --headless -u 4 -t 30s                       # prints the table; exit status 1 after any wrong answer
     locust -f loadtest/qa.py --headless -u 4 -t 60s --squad dev-v1.1.json --host http://127.0.0.1:9000
+    locust -f loadtest/qa.py --headless --open-loop 20 -t 60s --slo "p99<250ms" --slo "errors<0.1%"
+    locust -f loadtest/qa.py --headless --find-rate "p99<250ms"           # the highest rate of each model
 
-To be run from the folder that holds loadtest/.  The host is http://127.0.0.1:8000 unless --host names another.  A closed loop: each user asks again
-as soon as it has its answer, so a server that stalls is asked less meanwhile, and the percentiles are those of the requests that were sent.
---processes, --master and --worker work: the exchanges of all workers are put together before anything is computed from them.
+To be run from the folder that holds loadtest/.  The host is http://127.0.0.1:8000 unless --host names another.  A closed loop unless a rate is named:
+each user asks again as soon as it has its answer, so a server that stalls is asked less meanwhile, and the percentiles are those of the requests that
+were sent.  --open-loop sends requests at random times of that rate; then users are connections, each answer's time counts from when its request was
+due, and the run is void when the client itself was late.  --processes, --master and --worker work: the exchanges of all workers are put together
+before anything is computed from them.
 """
 
 from __future__ import annotations
@@ -18,20 +22,22 @@ import time
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import locust.stats
-from locust import FastHttpUser, constant, events, task
-from locust.argument_parser import LocustArgumentParser
+from locust import FastHttpUser, events, task
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest import options as given
+from loadtest.arriving import CONNECTIONS, Conductor, Due, Schedule, follow
 from loadtest.checks import Checked, WrongAnswer, check_response, request_body
-from loadtest.pairs import Log, table
-from loadtest.questions import SAMPLES, Question, draws, load_questions
-from loadtest.record import served_models, write_run
+from loadtest.ending import Ending
+from loadtest.pairs import Half, Log
+from loadtest.questions import MODELS, Question, draws, load_questions
+from loadtest.record import served_models
 from loadtest.workers import connect
 from pocketqa.errors import PocketQAError
 from pocketqa.runs import Subject
@@ -40,6 +46,7 @@ UI_READY_SECONDS = 5.0  # a person waits at the web page and sees the failures
 
 logger = logging.getLogger("loadtest.qa")
 log = Log()
+schedule = Schedule(log)
 
 
 def three_digits(response_time: float) -> float:
@@ -51,67 +58,68 @@ locust.stats.bucket_response_time = three_digits  # type: ignore[assignment]  # 
 
 
 class Asker(FastHttpUser):
-    """Asks both models one question after another, without a pause."""
+    """Asks both models one question after another, without a pause; in an open loop, what is due."""
 
     host = "http://127.0.0.1:8000"
-    wait_time = constant(0)
     plan: Iterator[tuple[Question, tuple[str, str]]]  # one for all users of a process: all questions are asked equally often
+    due: Due | None = None
+
+    def wait_time(self) -> float:
+        """Locust ends a user that waits at once, and one that asks when it has its answer."""
+        if given.is_open(self._options):
+            self.due = schedule.next()
+        return 0.0
 
     @task
-    def ask_both(self) -> None:
-        """One question to teacher and student."""
-        question, order = next(self.plan)
-        log.add(question, {model: self._ask(question, model) for model in order})
+    def ask(self) -> None:
+        """One question to teacher and student, or to one of them what is due; nothing before the first wait of an open loop."""
+        if not given.is_open(self._options):
+            question, order = next(self.plan)
+            log.add(question, {model: self._ask(question, model) for model in order})
+        elif self.due is not None:
+            due, self.due = self.due, None
+            schedule.answered(due, self._ask(due.question, due.model, due.at))
 
-    def _ask(self, question: Question, model: str) -> tuple[float, Checked] | None:
-        options = self.environment.parsed_options
-        assert options is not None
+    def _ask(self, question: Question, model: str, due: float | None = None) -> Half:
+        options = self._options
         asked = request_body(question, model, options.top_k, options.no_answer)
+        lag = 0.0 if due is None else 1000 * (time.perf_counter() - due)
         with self.client.post("/v1/answer", json=asked, name=f"/v1/answer {model}", catch_response=True) as response:
+            response.request_meta["response_time"] += lag  # Locust's own tables count from the same moment
+            latency: float = response.request_meta["response_time"]
+            headers = {name.lower(): value for name, value in (response.headers or {}).items()}
+            checked: Checked | None = None
             try:
-                checked = check_response(response.status_code, response.content, question, asked)
+                checked = check_response(response.status_code, headers, response.content, question, asked)
             except WrongAnswer as error:
                 response.failure(f"{error} (question {question.id})")
-                return None
-            milliseconds: float = response.request_meta["response_time"]
-            return milliseconds, checked
+        return Half(latency, lag, checked)
+
+    @property
+    def _options(self) -> Namespace:
+        options: Namespace | None = self.environment.parsed_options
+        assert options is not None
+        return options
 
 
-@events.init_command_line_parser.add_listener
-def add_options(parser: LocustArgumentParser) -> None:
-    """The options of this file, beside Locust's own; those that a person may change between two runs are on the web page too."""
-    parser.add_argument("--squad", default=str(SAMPLES), metavar="FILE", help="PocketQA: questions in SQuAD format (default: its own samples)")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="PocketQA: ask a random sample of N questions; 0, the default, asks all")
-    parser.add_argument("--seed", type=int, default=0, help="PocketQA: seed of the order of questions and models (default: 0)")
-    parser.add_argument("--top-k", type=int, default=1, help="PocketQA: answers wanted per question (default: 1)")
-    parser.add_argument("--no-answer", action="store_true", help="PocketQA: allow `no answer`, and ask the unanswerable questions too")
-    headless = {"include_in_web_ui": False}
-    parser.add_argument(
-        "--run-file", default=None, metavar="PATH", help="PocketQA: with --headless, write the numbers to a run file (or into a folder)", **headless
-    )
-    parser.add_argument(
-        "--ready-timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="PocketQA: with --headless, wait for the server (default: 60)",
-        **headless,
-    )
+events.init_command_line_parser.add_listener(given.add_options)
 
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
     """Read the questions and, where the run starts by itself, wait for the server; end here, with one sentence, when that is in vain."""
-    options = environment.parsed_options
+    options, runner = environment.parsed_options, environment.runner
     assert options is not None
     try:
         questions = _questions(options)
         Asker.plan = draws(questions, options.seed)
-        if options.headless and not isinstance(environment.runner, WorkerRunner):
-            _prepare_headless(environment, len(questions))
+        if not isinstance(runner, WorkerRunner):
+            given.check(options)
+            _prepare_run(environment, len(questions))
     except (PocketQAError, ValueError, OSError) as error:
         sys.exit(f"loadtest: {error}")
     connect(environment, log)
+    follow(environment, schedule, log, lambda: Asker.plan)
     if environment.reset_stats:
         events.spawning_complete.add_listener(forget)
 
@@ -139,46 +147,44 @@ def forget(**_: Any) -> None:
     log.clear()
 
 
-@events.test_stop.add_listener
-def stop(environment: Environment, **_: Any) -> None:
-    """The end of a run started from the web page."""
-    options = environment.parsed_options
-    if options is not None and not options.headless and not isinstance(environment.runner, WorkerRunner):
-        print(f"\n{table(log, options.seed)}\n", flush=True)
+@events.test_stopping.add_listener
+def end_arrivals(**_: Any) -> None:
+    """Nothing more is due; users end when what is under way was answered."""
+    schedule.end()
 
 
-@events.quitting.add_listener
-def judge(environment: Environment, **_: Any) -> None:
-    """A run without a single request proves nothing and must not end with status 0."""
+def _prepare_run(environment: Environment, questions: int) -> None:
+    """What the process that conducts the run does when all users are there, and at the end."""
     options, runner = environment.parsed_options, environment.runner
-    if options is not None and options.headless and not isinstance(runner, WorkerRunner) and runner is not None and runner.stats.num_requests == 0:
-        logger.error("Not one request was made.")
-        environment.process_exit_code = 1
-
-
-def _prepare_headless(environment: Environment, questions: int) -> None:
-    options = environment.parsed_options
     assert options is not None
-    host = environment.host or Asker.host
-    problem = wait_until_ready(host, options.ready_timeout)
-    if problem:
+    assert isinstance(runner, LocalRunner | MasterRunner)
+    subjects = _wait_for_subjects(environment) if options.headless else ()
+    if given.is_open(options) and options.num_users is None:
+        options.num_users = CONNECTIONS
+        options.spawn_rate = options.spawn_rate or CONNECTIONS
+    conductor, ending = Conductor(runner, log, options.seed), Ending(environment, log, questions, subjects)
+
+    def begin(**_: Any) -> None:
+        if options.find_rate:
+            gevent.spawn(ending.search, conductor)
+        elif options.open_loop > 0:
+            conductor.send(options.open_loop, MODELS)
+
+    events.spawning_complete.add_listener(begin)
+    if options.headless:
+        events.quitting.add_listener(ending.judge)
+        events.quit.add_listener(ending.finish)
+    else:
+        events.test_stop.add_listener(ending.show)
+
+
+def _wait_for_subjects(environment: Environment) -> tuple[Subject, ...]:
+    """The models of the server, once it is ready, where the run file is to name them: after the run the server may be gone."""
+    options, host = environment.parsed_options, environment.host or Asker.host
+    assert options is not None
+    if problem := wait_until_ready(host, options.ready_timeout):
         raise ValueError(problem)
-    subjects = served_models(host) if options.run_file else ()  # now: after the run the server may be gone
-    events.quit.add_listener(partial(finish, environment, questions, subjects))
-
-
-def finish(environment: Environment, questions: int, subjects: Sequence[Subject], exit_code: int, **_: Any) -> None:
-    """The table, below Locust's own, at the end of a run without the web page; the run file where one is wanted."""
-    options, runner = environment.parsed_options, environment.runner
-    assert options is not None
-    assert runner is not None
-    print(f"\n{table(log, options.seed)}", flush=True)
-    if options.run_file and log.requests:
-        total = runner.stats.total
-        seconds = (total.last_request_timestamp or 0) - total.start_time
-        command = ["locust", *sys.argv[1:]]
-        path = write_run(options.run_file, log, subjects, options.squad, questions, command, runner.target_user_count, seconds, options.seed)
-        print(f"Written: {path}", flush=True)
+    return served_models(host) if options.run_file else ()
 
 
 def _questions(options: Namespace) -> list[Question]:

@@ -80,10 +80,10 @@ def run_race(
     return tallies
 
 
-def request_of(question: Question) -> bytes:
-    """The bytes of a question in Hugging Face's protocol, which all contestants speak at POST /."""
+def request_of(question: Question, path: str = "/") -> bytes:
+    """The bytes of a question in Hugging Face's protocol, which all contestants speak at POST /; the service also at /models/ROLE."""
     body = {"inputs": {"question": question.text, "context": question.context}, "parameters": PARAMETERS}
-    return post("/", json.dumps(body).encode())
+    return post(path, json.dumps(body).encode())
 
 
 def note(tally: Tally, block: Block, order: Sequence[Question], questions: Sequence[Question], server_share: float) -> None:

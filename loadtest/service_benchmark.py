@@ -77,11 +77,11 @@ def measure(model: Path, questions: Sequence[Question], given: argparse.Namespac
     before = matrix_rate(cores)
     with running(commands(model, given), cores) as servers, pinned(cores.client):
         ours = servers[0]
-        subjects = _subjects(ours, model, given.preset is None)
+        subjects = subjects_of(ours, model, given.preset is None)
         operations = geometry.operations(*service_costs.tokens_of(ours, questions))
-        began, own, clock = machine_cpu(), _own(servers), time.monotonic()
+        began, own, clock = machine_cpu(), own_cpu(servers), time.monotonic()
         tallies = run_race(servers, questions, given.users, given.rounds, given.seed, say)
-        load = _load(began, own, servers, time.monotonic() - clock)
+        load = load_of(began, own, servers, time.monotonic() - clock)
         roles = () if given.no_costs else tuple(subject.role for subject in subjects)
         costs = service_costs.measure(ours, questions, roles, given.rounds, given.seed, say)
         memory = {server.name: round(server.usage().memory / MEBIBYTE) for server in servers}
@@ -192,7 +192,7 @@ def _paper_student(given: argparse.Namespace) -> Iterator[Path]:
         yield folder
 
 
-def _subjects(ours: Server, model: Path, both: bool) -> tuple[runs.Subject, ...]:
+def subjects_of(ours: Server, model: Path, both: bool) -> tuple[runs.Subject, ...]:
     """The student as the service names it, its weights checked against the folder that all contestants open, and the teacher where it belongs to it.
 
     Raises ServerFailed.
@@ -209,16 +209,17 @@ def _words(name: str, subjects: Sequence[runs.Subject]) -> str:
     return BASELINES[name][2] if name in BASELINES else f"the service, {student.engine} {student.version} {student.precision}"
 
 
-def _own(servers: Sequence[Server]) -> float:
+def own_cpu(servers: Sequence[Server]) -> float:
+    """CPU seconds that the servers and this process have used so far."""
     return time.process_time() + sum(server.usage().cpu for server in servers)
 
 
-def _load(began: float | None, own: float, servers: Sequence[Server], wall: float) -> Row:
-    """Whether others used the machine meanwhile."""
+def load_of(began: float | None, own: float, servers: Sequence[Server], wall: float) -> Row:
+    """Whether others used the machine in the last `wall` seconds, at whose start `machine_cpu` was `began` and `own_cpu` was `own`."""
     ended = machine_cpu()
     if began is None or ended is None:
         return {"others": None, "busy": False, "reasons": []}
-    others = max(0.0, (ended - began - (_own(servers) - own)) / wall / (os.cpu_count() or 1))
+    others = max(0.0, (ended - began - (own_cpu(servers) - own)) / wall / (os.cpu_count() or 1))
     reasons = [f"other processes used {others:.0%} of the machine"] if others > MAX_OTHERS else []
     return {"others": round(others, 4), "busy": bool(reasons), "reasons": reasons}
 
@@ -243,15 +244,17 @@ def _run(
     return runs.new_run("service", name, subjects, [data], ["pocketqa", "benchmark", *argv], results, missing)
 
 
+def names(text: str) -> list[str]:
+    """Parts between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     def counts(text: str) -> list[int]:
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             raise OptionsError(f"Expected --users as numbers above 0, such as 1,8,32; found {text}.")
         return sorted({int(part) for part in parts})
-
-    def names(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
 
     parser = argparse.ArgumentParser(prog="pocketqa benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=("service",), required=True, help="this benchmark")

@@ -20,7 +20,7 @@ from pocketqa.errors import MissingExtra, PocketQAError
 # verb -> (module:function, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
     "serve": ("service.serve:main", "serve a teacher and a student over HTTP, with a page that compares them"),
-    "answer": ("pocketqa.answer:main", "answer a question about a text file"),
+    "answer": ("pocketqa.answer:main", "answer a question about a text file, or a file of questions"),
     "evaluate": ("distillation.evaluate:main", "exact match and F1 of a model, or of a predictions file, on SQuAD-format data"),
     "pretrain": ("distillation.pretrain:main", "train a checkpoint to fill in masked words of a text corpus: gives a teacher its language head"),
     "distill": ("distillation.distill:main", "train a student on a text corpus to match a teacher: DistilBERT's, TinyBERT's and other recipes"),
@@ -58,6 +58,7 @@ EXTRA_OF = {
     "tensorboard": "train",
     "matplotlib": "report",
     "locust": "loadtest",
+    "ray": "ray",
 }
 
 USAGE_ERROR = 2

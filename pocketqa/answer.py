@@ -4,9 +4,15 @@ pocketqa answer --question "Who built the mill?" --context "The mill was built b
 pocketqa answer --question "Who built the mill?" --context-file history.txt --context-file letters.txt --top-k 3
 curl -s https://example.org/history.txt | pocketqa answer --question "Who built the mill?" --context-file -
 pocketqa answer --question "Who built the mill?" --context-file history.txt --model models/teacher --json
+pocketqa answer --jsonl questions.jsonl --out answers.jsonl
 
 The answer may stand in any of the passages; its place is given in characters (Unicode code points) of the file, a leading byte-order mark not
 counted.  The exit status is 0 when an answer or "no answer" is printed, and 2 for input that cannot be used.
+
+--jsonl answers a file of any size, line by line in its order; each line is an object with "question", "context" (a text or a list of texts) and, if
+you like, "id".  A line that cannot be answered (no JSON, no question, over a megabyte) becomes a line with "error" in its place, and the exit status
+is 1 at the end.  Stopped in any way, the same command goes on where it was and leaves the same bytes; OUT.run.json keeps the count.  --ray puts the
+blocks of lines out to a Ray cluster, or to the cores of this machine; its machines need the input and the model at the same paths.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pocketqa.errors import IncompleteFolder, InputError, TextError
+from pocketqa.errors import IncompleteFolder, InputError, OptionsError, TextError
 from pocketqa.reader import Reader
 from pocketqa.runtimes import ENGINES
 from pocketqa.types import JSON, Answer, Result, SpanOptions
@@ -42,9 +48,12 @@ class Passage:
 def main(argv: list[str]) -> int:
     """Answer one question and print the result; raises PocketQAError for input that cannot be used."""
     arguments = _parser().parse_args(argv)
+    _check_way(arguments)
     options = SpanOptions(top_k=arguments.top_k, no_answer=arguments.no_answer)
+    if arguments.jsonl is not None:
+        return _answer_file(arguments, options)
     passages = read_passages(arguments.passages or [])
-    reader = Reader.open(find_model(arguments.model), engine=arguments.engine)
+    reader = Reader.open(find_model(arguments.model), engine=arguments.engine, threads=arguments.threads)
     result = reader.answer(arguments.question, [passage.text for passage in passages], span_options=options)
     if arguments.json:
         _print(json.dumps(as_json(arguments.question, passages, reader, result), ensure_ascii=False, indent=2))
@@ -156,6 +165,35 @@ def one_line(text: str) -> str:
     return "".join(" " if letter.isspace() else "\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
+def _check_way(arguments: argparse.Namespace) -> None:
+    """One question or a file of them.  Raises OptionsError for a mixture."""
+    bulk = arguments.jsonl is not None
+    wanted = ("--jsonl", "--out") if bulk else ("--question",)
+    given = {"--question": arguments.question, "--jsonl": arguments.jsonl, "--out": arguments.out, "--ray": arguments.ray}
+    given |= {"--context": arguments.passages, "--force": arguments.force or None}
+    missing = [name for name in wanted if given[name] is None]
+    foreign = [name for name in (("--question", "--context") if bulk else ("--out", "--ray", "--force")) if given[name] is not None]
+    if missing or foreign:
+        way = "--jsonl IN --out OUT for a file of questions" if bulk else "--question Q for one question, or --jsonl IN --out OUT for a file of them"
+        found = [*(f"no {name}" for name in missing), *foreign]
+        raise OptionsError(f"Expected {way}, found {' and '.join(found)}.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise OptionsError(f"Expected --threads to be at least 1, found {arguments.threads}.")
+
+
+def _answer_file(arguments: argparse.Namespace, options: SpanOptions) -> int:
+    from pocketqa.bulk.run import answer_file, report
+
+    answering = None
+    if arguments.ray is not None:
+        from pocketqa.bulk.ray_data import over_ray
+
+        answering = over_ray(arguments.ray)
+    model = find_model(arguments.model)
+    summary = answer_file(arguments.jsonl, arguments.out, model, arguments.engine, arguments.threads, options, arguments.force, answering)
+    return report(summary, arguments.json)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -178,13 +216,18 @@ def _print(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pocketqa answer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--question", required=True, metavar="Q", help="the question")
     add = parser.add_argument
+    add("--question", metavar="Q", help="the question")
     add("--context", dest="passages", action="append", type=lambda v: ("text", v), metavar="TEXT", help="a passage to look in; may be repeated")
     add("--context-file", dest="passages", action="append", type=lambda v: ("file", v), metavar="FILE", help='a UTF-8 file, "-" for standard input')
     add("--model", type=Path, metavar="DIR", help=f"model folder (default: {DEFAULT_MODEL}, the bundled student)")
     add("--engine", choices=("auto", *ENGINES), default="auto", help="inference engine (default: %(default)s)")
     add("--top-k", type=int, default=1, metavar="N", help="number of answers, best first (default: %(default)s)")
     add("--no-answer", action="store_true", help='let "no answer" compete, with the threshold in the model\'s manifest')
-    add("--json", action="store_true", help="print one JSON document")
+    add("--threads", type=int, metavar="N", help="threads of a forward pass (default: all usable cores; with --ray 1, and an actor for each)")
+    add("--json", action="store_true", help="print one JSON document; with --jsonl a summary")
+    add("--jsonl", type=Path, metavar="IN", help="answer every line of this file")
+    add("--out", type=Path, metavar="OUT", help="where the answers to --jsonl go, line by line")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="compute on the Ray cluster there; without ADDRESS on one of this machine's cores")
+    add("--force", action="store_true", help="begin anew, whatever an earlier run left at OUT")
     return parser

@@ -1,8 +1,8 @@
 """`pocketqa benchmark`: which program measures.
 
-`--workload training` measures training (distillation/speed.py), `--workload service` the service beside plain servers
-(loadtest/service_benchmark.py), everything else models and bundles (mobile_export/benchmark.py).  No application may import another, so the choice is
-made here, by name, before any is loaded.
+`--workload training` measures training (distillation/speed.py), `--workload service` the service beside plain servers in a closed loop
+(loadtest/service_benchmark.py), `--workload load` teacher, student and the same servers in an open loop (loadtest/load_benchmark.py), everything else
+models and bundles (mobile_export/benchmark.py).  No application may import another, so the choice is made here, by name, before any is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 WORKLOAD = "--workload"
-VERBS = {"training": "distillation.speed", "service": "loadtest.service_benchmark"}
+VERBS = {"training": "distillation.speed", "service": "loadtest.service_benchmark", "load": "loadtest.load_benchmark"}
 LATENCY_VERB = "mobile_export.benchmark"
 
 

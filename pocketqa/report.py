@@ -4,7 +4,8 @@
     pocketqa report --check          change nothing; exit status 1 and the first difference when they disagree with the run files
     pocketqa report --html report    also report/index.html, with figures, and each figure as a PNG (extra `report`)
 
-The pages depend on the run files alone, so the same run files always give the same bytes; figures also on the version of matplotlib.
+The pages depend on the run files and on the published claims in claims.toml alone, so the same ones always give the same bytes; figures also on the
+version of matplotlib.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pocketqa import mobile_tables, service_tables, tables, training_tables, zoo_tables
 from pocketqa.errors import DataError, OptionsError
+from pocketqa.reporting import load_tables, mobile_tables, replica_tables, service_tables, tables, training_tables, zoo_tables
+from pocketqa.reporting.claims import Claims, claim_lines, read_claims
+from pocketqa.reporting.harder_tables import harder_lines
 from pocketqa.runs import SPLITS, RunFile, read_all
 from pocketqa.writes import write_atomic
 
@@ -36,6 +39,7 @@ NOTES = {
 NO_RUNS = "There are no run files yet, so there is nothing to report: no number of this project has been published."
 EXPORTED = "As exported, each run from its saved bytes alone:"
 PAGE = "index.html"
+CLAIMS, NO_CLAIMS = Path("claims.toml"), Claims()
 Link = Callable[[str, RunFile], str]
 
 
@@ -45,7 +49,8 @@ def main(argv: list[str]) -> int:
     if arguments.check and arguments.html:
         raise OptionsError("--check changes nothing, so it cannot go with --html, which writes; give one of them.")
     runs = read_all(arguments.runs)
-    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out)))]
+    claims = read_claims(arguments.claims or CLAIMS) if arguments.claims or CLAIMS.is_file() else NO_CLAIMS
+    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out), claims))]
     if not arguments.no_readme:
         wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
     if arguments.check:
@@ -59,18 +64,18 @@ def main(argv: list[str]) -> int:
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"Wrote {path} from {len(runs)} run files.")
     if arguments.html:
-        write_html(runs, arguments.runs, arguments.html)
+        write_html(runs, claims, arguments.runs, arguments.html)
     return 0
 
 
-def write_html(runs: tables.Runs, folder: Path, out: Path) -> None:
+def write_html(runs: tables.Runs, claims: Claims, folder: Path, out: Path) -> None:
     """The results as one page with embedded figures, and the figures beside it.  Figures of an earlier report in `out` are removed."""
-    from pocketqa.figures import pictures
-    from pocketqa.page import html_page
+    from pocketqa.reporting.figures import pictures
+    from pocketqa.reporting.page import html_page
 
     drawn = pictures(runs, TITLES)
     out.mkdir(parents=True, exist_ok=True)
-    page = html_page(results_page(runs, *_both_links(folder, out / PAGE)), drawn)
+    page = html_page(results_page(runs, *_both_links(folder, out / PAGE), claims), drawn)
     for old in set(out.glob("*.png")) - {out / f"{picture.name}.png" for picture in drawn}:
         old.unlink()
     for picture in drawn:
@@ -79,8 +84,11 @@ def write_html(runs: tables.Runs, folder: Path, out: Path) -> None:
     print(f"Wrote {out / PAGE} with {len(drawn)} figures from {len(runs)} run files.")
 
 
-def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
-    """RESULTS.md as text; the same run files always give the same text.  link: says where a row comes from, with the command; brief: without."""
+def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO_CLAIMS) -> str:
+    """RESULTS.md as text; the same run files and claims always give the same text.
+
+    link: says where a row comes from, with the command; brief: without.
+    """
     lines = [
         "# Results",
         "",
@@ -102,8 +110,10 @@ def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),
+        ("Claims audited", claim_lines(claims, runs, brief)),
         ("Service", service_tables.service_lines(runs, link)),
-        ("Load", tables.timing_table(runs, "load", link)),
+        ("Load", load_tables.load_lines(runs, link)),
+        ("Scale-out", replica_tables.replica_lines(runs, link)),
         ("Exports", tables.export_table(runs, link)),
         ("Experiments", tables.experiment_table(runs, link)),
         ("Not checked", _not_checked(runs, brief)),
@@ -116,14 +126,16 @@ def results_page(runs: tables.Runs, link: Link, brief: Link) -> str:
 def _split_section(runs: tables.Runs, split: str, link: Link) -> list[str]:
     """Evaluations of models on one split, then what was exported from them."""
     found, verified = tables.evaluations(runs, split), mobile_tables.verifications(runs, split)
-    if not found and not verified:
+    articles = tables.evaluations(runs, split, "articles")
+    if not found and not verified and not articles:
         return []
     lines = [f"## {TITLES[split]}", "", *([NOTES[split], ""] if split in NOTES else [])]
     if found:
         lines += [*tables.evaluation_table(found, link), ""]
     if verified:
         lines += [EXPORTED, "", *mobile_tables.verification_table(verified, link), ""]
-    return [*lines, *tables.resampling(found | verified), "", *tables.statements(found), ""]
+    lines += harder_lines(found, articles, link)
+    return [*lines, *tables.resampling(found | verified | articles), "", *tables.statements(found), ""]
 
 
 def readme_table(runs: tables.Runs, link: Link) -> str:
@@ -201,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="page to write (default: %(default)s)")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="README whose table is filled (default: %(default)s)")
     parser.add_argument("--no-readme", action="store_true", help="leave the README alone")
+    parser.add_argument("--claims", type=Path, metavar="FILE", help=f"published claims to audit (default: {CLAIMS}, where there is one)")
     parser.add_argument("--html", type=Path, metavar="DIR", help="also write DIR/index.html and its figures (extra `report`)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page disagrees with the run files")
     return parser

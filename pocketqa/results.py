@@ -41,6 +41,7 @@ REQUIRED = {  # what the report reads of each kind
     "latency": ("workload", "timings"),
     "load": ("workload", "timings"),
     "service": ("workload", "contestants", "points", "ratios"),
+    "replicas": ("workload", "points", "ratios", "events", "void", "pinned"),
     "export": ("target", "precision", "package_bytes", "weight_bytes", "specification_version", "inputs", "outputs"),
 }
 

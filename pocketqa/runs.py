@@ -19,6 +19,8 @@ from typing import Any
 
 from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
+from pocketqa.load_results import load_point, load_results
+from pocketqa.replica_results import replica_results
 from pocketqa.results import (
     QUESTION_BY_QUESTION,
     REQUIRED,
@@ -45,6 +47,7 @@ from pocketqa.statistics import (
     mean_ratio,
     median_ratio,
     passes_gate,
+    quantile_interval,
     quantile_ratio,
     summarise_times,
 )
@@ -74,6 +77,8 @@ __all__ = [
     "export_results",
     "ids_hash",
     "judge",
+    "load_point",
+    "load_results",
     "mean_difference",
     "mean_interval",
     "mean_ratio",
@@ -81,10 +86,12 @@ __all__ = [
     "new_run",
     "passes_gate",
     "per_question",
+    "quantile_interval",
     "quantile_ratio",
     "ratio_row",
     "read",
     "read_all",
+    "replica_results",
     "service_results",
     "summarise_times",
     "timing_results",

@@ -136,6 +136,16 @@ def quantile_ratio(
     return percentile_interval(float(np.quantile(a, quantile) / np.quantile(b, quantile)), np.concatenate(ratios), level)
 
 
+def quantile_interval(
+    values: ArrayLike, quantile: float, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """A quantile (0.99 for p99) of values (N,) with its bootstrap interval."""
+    checked = _checked(values)
+    units, membership = _units(groups, len(checked))
+    found = [_weighted_quantiles(checked, drawn, membership, quantile) for drawn in draws(units, resamples, seed, width=len(checked))]
+    return percentile_interval(float(np.quantile(checked, quantile)), np.concatenate(found), level)
+
+
 def passes_gate(loss: Interval, limit: float) -> bool:
     """Whether a loss is shown to be small: the upper end of its interval lies below the limit, in the same unit."""
     return loss.high < limit

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import PlainTextResponse
 
 import pocketqa
-from pocketqa.metrics import f1
-from pocketqa.types import Answer, Result
+from pocketqa.types import Result
+from service.agreement import agreement
 from service.body import StrictRoute
 from service.errors import MODEL_ERRORS, QUESTION_ERRORS, UnknownModel, documented
 from service.inference import Answered
@@ -18,7 +18,6 @@ from service.models import Served
 from service.questions import read_question
 from service.samples import load_samples
 from service.schemas import (
-    Agreement,
     AnswerItem,
     AnswerRequest,
     AnswerResponse,
@@ -107,8 +106,8 @@ async def compare(body: CompareRequest, response: Response, service: RunningServ
 @router.get("/v1/models", tags=["service"], summary="Which models, on which engine, within which limits", responses=documented(MODEL_ERRORS))
 async def models(service: RunningService) -> ModelsResponse:
     """Names, sizes and hashes of the weights, what computes them, and the most that one request may ask for."""
-    pair, settings = service.pair, service.settings
-    return ModelsResponse(models=[pair.teacher.info, pair.student.info], limits=limits(settings), version=pocketqa.__version__)
+    models, settings = [service.pair.teacher.info, service.pair.student.info], service.settings
+    return ModelsResponse(models=models, limits=limits(settings), shadow=settings.shadow, version=pocketqa.__version__)
 
 
 @router.get("/v1/samples", tags=["service"], summary="Sample passages and questions")
@@ -141,16 +140,6 @@ async def readyz(service: RunningService) -> Health:
     """200 once both models were verified and replayed, 503 before."""
     service.check_ready()
     return Health(status="ready")
-
-
-def agreement(teacher: tuple[Answer, ...], student: tuple[Answer, ...]) -> Agreement:
-    """How far two best answers (or none at all) agree."""
-    places = [[(a.source, a.start, a.end, a.is_no_answer) for a in answers] for answers in (teacher, student)]
-    texts = ["".join(a.text for a in answers) for answers in (teacher, student)]
-    same_text = texts[0] == texts[1]
-    # Words are compared without punctuation, so two equal answers made only of signs would share no word.
-    overlap = 1.0 if same_text else f1(texts[1], [texts[0]], squad2=True)
-    return Agreement(same_span=places[0] == places[1], same_text=same_text, f1=overlap)
 
 
 def stage_headers(timings: Timings, prefix: str = "") -> Mapping[str, str]:

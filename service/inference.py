@@ -72,11 +72,18 @@ class Inference:
         self._characters = 0  # that are being tokenised, or wait for it
         self._character_seconds = _CHARACTER_SECONDS
         self._scheduler = Scheduler(engine, settings, metrics)
+        # Told of each answer of the student's: question, windows, result.  It has to return at once.
+        self.mirror: Callable[[Question, Encoded, Result], None] | None = None
 
     @property
     def alive(self) -> bool:
         """Whether anything computes at the moment."""
         return any(lane.alive for lane in self._engine.lanes)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request waits for anything, and one that came now would be computed at once."""
+        return not self._characters and self._scheduler.spare
 
     def workers(self) -> list[dict[str, object]]:
         """The processes that compute: pid, rss_bytes, peak_rss_bytes, threads, alive_seconds, restarts."""
@@ -94,6 +101,7 @@ class Inference:
             encoded, waited = await self._encode(question, [self._pair[role]], clock)
             self._scheduler.admit({role: encoded.windows}, clock.deadline)
             result = await self._read(self._pair[role], question, encoded, clock, waited)
+        self._show(role, question, encoded, result)
         return self._answered(role, result, time.perf_counter() - began)
 
     async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
@@ -139,6 +147,10 @@ class Inference:
         self._metrics.stages(role, result.timings, total)
         return Answered(result, total)
 
+    def _show(self, role: Role, question: Question, encoded: Encoded, result: Result) -> None:
+        if self.mirror is not None and role == "student":
+            self.mirror(question, encoded, result)
+
     async def _answer_one(
         self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: _Clock, began: float, waited: float
     ) -> Answered | PocketQAError:
@@ -149,6 +161,7 @@ class Inference:
             result = await self._read(self._pair[role], question, encoded, clock, waited)
         except PocketQAError as error:
             return error
+        self._show(role, question, encoded, result)
         return self._answered(role, result, time.perf_counter() - began)
 
     async def _encode(self, question: Question, readers: Sequence[Served], clock: _Clock) -> tuple[Encoded, float]:

@@ -19,6 +19,7 @@ from pocketqa.types import StageTimings
 from service.errors import TABLE
 
 ROLES = ("teacher", "student")
+SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 # What passed in none of the four named stages is the fifth, so that the stages of a request add up to its whole time.
 STAGES = ("tokenise", "queue", "forward", "decode", "overhead")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -30,6 +31,7 @@ _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
 _ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOKENS_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_DRIFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 _F1_BUCKETS = (0.0, 0.25, 0.5, 0.75, 0.999, 1.0)
 
 
@@ -47,6 +49,7 @@ class Metrics:
         self._define_requests(registry)
         self._define_batches(registry)
         self._define_queue(registry)
+        self._define_shadow(registry)
 
     def _define_requests(self, registry: CollectorRegistry) -> None:
         self._reasons = frozenset(kind.code for kind in TABLE.values())
@@ -97,6 +100,21 @@ class Metrics:
             self._queue_tokens.labels(role)
             self._queue_requests.labels(role)
 
+    def _define_shadow(self, registry: CollectorRegistry) -> None:
+        requests = Counter(
+            "pocketqa_shadow_requests", "Student's requests drawn for the shadow: compared, dropped for want of quiet time, or failed.", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        agreed = Counter("pocketqa_shadow_agreement", "Those compared, by whether both models gave the same span.", ["agreed"], registry=registry)
+        self._shadow_requests = {outcome: requests.labels(outcome) for outcome in SHADOW_OUTCOMES}
+        self._shadow_agreed = {answer: agreed.labels(str(answer).lower()) for answer in (True, False)}
+        self._shadow_f1 = Histogram(
+            "pocketqa_shadow_f1", "Word F1 of the student's answer against the teacher's, in the shadow.", buckets=_F1_BUCKETS, registry=registry
+        )
+        self._shadow_drift = Histogram(
+            "pocketqa_shadow_score_drift", "How far the scores of both models' best answers are apart.", buckets=_DRIFT_BUCKETS, registry=registry
+        )
+
     def stages(self, role: str, timings: StageTimings, total: float) -> None:
         """One answered request: the seconds of its stages and its whole time."""
         stages = self._stages[role]
@@ -127,6 +145,17 @@ class Metrics:
         self._compared[same_span].inc()
         if math.isfinite(f1):
             self._f1.observe(f1)
+
+    def shadow(self, outcome: str) -> None:
+        """What became of a request that was drawn for the shadow: one of SHADOW_OUTCOMES."""
+        self._shadow_requests[outcome].inc()
+
+    def shadowed(self, same_span: bool, f1: float, drift: float) -> None:
+        """Both models answered a request in the shadow.  drift: of the scores of their best answers, between 0 and 1."""
+        self._shadow_agreed[same_span].inc()
+        if math.isfinite(f1):
+            self._shadow_f1.observe(f1)
+        self._shadow_drift.observe(drift)
 
     def restarted(self) -> None:
         """A worker was started again."""

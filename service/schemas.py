@@ -178,6 +178,7 @@ class ModelsResponse(BaseModel):
 
     models: list[ModelInfo]
     limits: Limits
+    shadow: float = Field(description="Share of the student's requests that are put to the teacher too, out of the way of all others, to compare.")
     version: str
 
 

@@ -54,6 +54,12 @@ def _seconds(low: float, high: float) -> tuple[Parser, str]:
     return parse, f"seconds between {low:g} and {high:g}"
 
 
+def _share(text: str) -> float:
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text, re.ASCII) or not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def _yes_or_no(text: str) -> bool:
     if text.lower() not in _WORDS:
         raise ValueError
@@ -124,6 +130,11 @@ class Settings:
     max_batch_tokens: int = _setting(4096, _whole(16, 1 << 20), "most positions (windows times their padded length) of one forward pass")
     deadline_seconds: float = _setting(30.0, _seconds(0.1, 3600), "time in which a request is answered, or given up with a 503")
     max_queue_seconds: float = _setting(10.0, _seconds(0.1, 3600), "predicted wait for a forward pass above which a request gets a 429")
+    shadow: float = _setting(
+        0.0,
+        (_share, "a share between 0 and 1, such as 0.05"),
+        "share of the student's requests put to the teacher too, by an idle process, to compare",
+    )
     drain_seconds: float = _setting(1.0, _seconds(0, 600), "time that the service goes on serving, not ready any more, after SIGTERM")
     api_keys_file: Path | None = _setting(None, _FILE, "file of key hashes, a line for each from --new-key; unset: nobody needs a key")  # noqa: RUF009
     allow_public: bool = _setting(False, _SWITCH, "listen on an address that other machines reach although no key is needed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from pocketqa.errors import PocketQAError
 from service.engine.lanes import Engine, ThreadEngine
@@ -14,6 +15,7 @@ from service.inference import Inference
 from service.metrics import Metrics
 from service.models import Pair
 from service.settings import Settings
+from service.shadow import Shadow
 
 log = logging.getLogger("pocketqa.service")
 
@@ -36,6 +38,7 @@ class Service:
         self._opened = opened
         self._pair: Pair | None = None
         self._inference: Inference | None = None
+        self._shadow: Shadow | None = None
 
     async def open(self) -> None:
         """Open and warm the models off the event loop, so that probes are answered meanwhile."""
@@ -51,21 +54,51 @@ class Service:
             log.error("The models could not be opened: %s", error, exc_info=None if isinstance(error, PocketQAError) else error)
         if self._opened is not None:
             self._opened(self.failure)
+        if self._shadow is not None and self._opener is None:
+            await self._open_shadow(self._shadow)
 
     def take(self, pair: Pair, engine: Engine | None = None) -> None:
         """Serve these models from now on.  engine: what computes them; None for a thread of this process."""
         self._inference = Inference(pair, engine or ThreadEngine(pair), self.settings, self.metrics)
         self.metrics.watch_workers(self._inference.workers)
         self._pair = pair
+        if self.settings.shadow:
+            inference = self._inference
+            self._shadow = Shadow(pair.teacher, self.settings.shadow, self.metrics, lambda: inference.quiet)
+            inference.mirror = self._shadow.offer
+            if engine is None:
+                self._shadow.start(ThreadEngine(pair))
+
+    async def _open_shadow(self, shadow: Shadow) -> None:
+        """A worker of the shadow's own, which takes only time that nobody wants.  Where it cannot be had, the service goes on without."""
+        engine = WorkerEngine(replace(self.settings, workers=1), lambda: None, background=True)
+        try:
+            found = (await engine.open()).teacher.reader.model_hash
+        except (PocketQAError, OSError) as error:
+            log.error("The shadow could not be started, and nothing is compared: %s", error)
+            return
+        if found != self.pair.teacher.reader.model_hash or self.draining:
+            await engine.close()
+            log.error("The shadow was not started: the teacher's folder has changed, or the service is about to stop.")
+            return
+        shadow.start(engine)
 
     def drain(self) -> None:
         """Say from now on that the service is not ready, so that new requests are sent elsewhere; those that come are still served."""
         self.draining = True
+        if self._shadow is not None:
+            self._shadow.stop()
 
     async def close(self) -> None:
         """End the workers and let the threads go."""
+        if self._shadow is not None:
+            await self._shadow.close()
         if self._inference is not None:
             await self._inference.close()
+
+    def shadow_processes(self) -> list[dict[str, object]]:
+        """The process of the shadow, described for people; none where there is no shadow."""
+        return [] if self._shadow is None else self._shadow.processes()
 
     @property
     def pair(self) -> Pair:

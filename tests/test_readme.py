@@ -35,7 +35,7 @@ def test_there_are_commands_to_check() -> None:
 def program_of(words: list[str]) -> tuple[str, ...]:
     """The verb, and what leads to another program of it with a --help of its own."""
     own = ["--task", "sst2"] if "--task" in words else ["--workload", "training"] if "training" in words else []
-    return (words[1], *own)
+    return (words[1], *own, *(["--preset", "tasks"] if "tasks" in words else []))
 
 
 @pytest.mark.parametrize("program", sorted({program_of(words) for words in shell_commands() if words[0] == "pocketqa"}), ids=" ".join)

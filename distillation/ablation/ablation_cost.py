@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distillation.ablation.ablation_plan import Common, LayerMaps, Plan, Work
+from distillation.ablation.ablation_plan import Common, LayerMaps, Plan
+from distillation.ablation.ablation_work import Work
 from distillation.training import recipes
 from pocketqa import squad
 from pocketqa.folders import ModelFolder
+from pocketqa.reporting.tables import duration
 from pocketqa.runs import read
-from pocketqa.tables import duration
 
 SHARE = 0.4  # of the rate of large products that trainings of small models reach here: a rough figure, corrected by the first finished run
 SIZE = 1024  # of the matrices of the probe
@@ -90,7 +91,7 @@ def _guesses(common: Common, maps: LayerMaps) -> dict[str, float]:
     predicted = 1.0 if recipe.ce_positions == "all" else recipe.masked  # share of the tokens whose vocabulary is computed
     vocabulary = predicted * config.vocab_size * config.hidden_size
     distilled = TRAINED * (small + vocabulary) + FORWARD * (large + vocabulary)
-    rate = SHARE * _matrix_rate()
+    rate = SHARE * matrix_rate()
     return {
         "distill": common.tokens * distilled / rate,
         "finetune": _question_tokens(common) * TRAINED * small / rate,
@@ -119,7 +120,7 @@ def _letters(path: str, limit: int | None = None) -> float:
     return float(sum(len(example.question) + len(example.context) for example in squad.load(path, limit)))
 
 
-def _matrix_rate() -> float:
+def matrix_rate() -> float:
     """Operations a second of products of bf16 matrices on this machine."""
     import torch
 

@@ -6,40 +6,19 @@ every row has one seed before any has two.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillation.ablation.ablation_work import Row, Work, content_of, identity_of
 from pocketqa.errors import OptionsError
-from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.types import JSON
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "ablation_"
 STARTS = ("base", "reader")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table; flags as they would be typed."""
-
-    name: str
-    words: str
-    distill: tuple[str, ...] = ()
-    finetune: tuple[str, ...] = ()
-    against: str | None = None  # None for the reference
-    teacher: bool = False  # fine-tuned with the reader
-    paper: float | None = None  # points of the paper's own measure
-    start: str | None = None  # "base": fine-tuned from --base, not distilled; "reader": --reader as it is
-
-    @property
-    def needs(self) -> set[str]:
-        """The models, by the names of their flags, without which the row is left out."""
-        return ({self.start} if self.start else set()) | ({"reader"} if self.teacher else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +66,6 @@ class LayerMaps:
     def changes_nothing(self, row: Row) -> bool:
         """Whether a row asks for the layers that are taken anyway."""
         return self.flags(row) == ("--teacher-layers", *map(str, self.default))
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One thing to run: a verb with its words, what it leaves, and a hash of everything it depends on but places."""
-
-    verb: str  # "distill", "finetune", "evaluate" or, on the final data, "final"
-    row: Row
-    seed: int
-    words: tuple[str, ...]
-    leaves: Path
-    identity: str
-
-    @property
-    def note(self) -> Path:
-        """Beside what it leaves: the identity, written before it starts."""
-        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".identity.json")
-
-    @property
-    def done(self) -> bool:
-        """Whether an earlier call has finished it."""
-        return self.leaves.is_file() if self.leaves.suffix == ".json" else ModelFolder(self.leaves).manifest.is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +153,14 @@ def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: L
 def _given(row: Row, common: Common, sources: JSON) -> Made | None:
     """The model that a control starts from."""
     path = {"base": common.base, "reader": common.reader}.get(row.start or "")
-    return Made(path, _hash(row.start, sources[row.start])) if path and row.start else None
+    return Made(path, identity_of(row.start, sources[row.start])) if path and row.start else None
 
 
 def _distillation(row: Row, seed: int, flags: tuple[str, ...], common: Common, sources: JSON) -> Work:
     leaves = common.out / "distill" / f"{row.name}-seed-{seed}"
     settings = ("--tokens", str(common.tokens), "--seed", str(seed), *common.distill_flags, *flags)
     words = (common.teacher, "--corpus", *common.corpus, "--out", str(leaves), *settings)
-    return Work("distill", row, seed, words, leaves, _hash("distill", settings, sources["teacher"], sources["corpus"]))
+    return Work("distill", row, seed, words, leaves, identity_of("distill", settings, sources["teacher"], sources["corpus"]))
 
 
 def _finetuning(row: Row, seed: int, start: Made, common: Common, sources: JSON) -> Work:
@@ -211,7 +168,7 @@ def _finetuning(row: Row, seed: int, start: Made, common: Common, sources: JSON)
     settings = ("--seed", str(seed), *common.finetune_flags, *row.finetune)
     reader = ("--teacher", str(common.reader)) if row.teacher else ()
     words = (start.path, "--data", *common.data, "--out", str(leaves), *reader, *settings)
-    identity = _hash("finetune", settings, start.identity, sources["data"], sources["reader"] if row.teacher else None)
+    identity = identity_of("finetune", settings, start.identity, sources["data"], sources["reader"] if row.teacher else None)
     return Work("finetune", row, seed, words, leaves, identity)
 
 
@@ -219,7 +176,7 @@ def _evaluation(row: Row, seed: int, model: Made, common: Common, sources: JSON)
     leaves = common.out / "evaluate" / f"{row.name}-seed-{seed}.json"
     settings = ("--split", "development", *_engine(common), *(("--limit", str(common.dev_limit)) if common.dev_limit else ()))
     words = (model.path, "--data", common.dev, "--run-file", str(leaves), "--role", row.name, *settings)
-    return Work("evaluate", row, seed, words, leaves, _hash("evaluate", settings, model.identity, sources["dev"]))
+    return Work("evaluate", row, seed, words, leaves, identity_of("evaluate", settings, model.identity, sources["dev"]))
 
 
 def _final(evaluation: Work, common: Common, sources: JSON) -> Work:
@@ -228,7 +185,7 @@ def _final(evaluation: Work, common: Common, sources: JSON) -> Work:
     leaves = common.out / "final" / evaluation.leaves.name
     settings = ("--split", "squad-dev", *_engine(common))
     words = (evaluation.words[0], "--data", str(common.final), "--run-file", str(leaves), "--role", row.name, *settings)
-    return Work("final", row, seed, words, leaves, _hash("final", settings, evaluation.identity, sources["final"]))
+    return Work("final", row, seed, words, leaves, identity_of("final", settings, evaluation.identity, sources["final"]))
 
 
 def _engine(common: Common) -> tuple[str, ...]:
@@ -266,31 +223,15 @@ def _sources(common: Common) -> JSON:
     """Hashes of everything that is read."""
     files = [text.rpartition("@")[0] if "@" in text and not Path(text).exists() else text for text in common.data]
     return {
-        "teacher": _content(common.teacher),
-        "reader": _content(common.reader) if common.reader else None,
-        "base": _content(common.base) if common.base else None,
-        "final": _content(common.final) if common.final else None,
-        "corpus": [_content(path) for path in common.corpus],
-        "data": [_shares(common.data, files), *map(_content, files)],
-        "dev": _content(common.dev),
+        "teacher": content_of(common.teacher),
+        "reader": content_of(common.reader) if common.reader else None,
+        "base": content_of(common.base) if common.base else None,
+        "final": content_of(common.final) if common.final else None,
+        "corpus": [content_of(path) for path in common.corpus],
+        "data": [_shares(common.data, files), *map(content_of, files)],
+        "dev": content_of(common.dev),
     }
 
 
 def _shares(data: Sequence[str], files: Sequence[str]) -> list[str]:
     return [text.removeprefix(file) for text, file in zip(data, files, strict=True)]
-
-
-def _content(source: str) -> object:
-    """sha256 of a file or of a folder's weights, names and sizes of another folder, or the name of something on the Hub."""
-    path = Path(source)
-    if path.is_file():
-        return sha256_file(path)
-    if ModelFolder(path).weights.is_file():
-        return sha256_file(ModelFolder(path).weights)
-    if path.is_dir():
-        return sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("*") if file.is_file())
-    return source
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distillation.ablation.ablation_plan import Common, Plan, Row
+from distillation.ablation.ablation_plan import Common, Plan
+from distillation.ablation.ablation_work import Row
 from pocketqa.errors import DataError
 from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, new_run, per_question, read
 from pocketqa.types import JSON

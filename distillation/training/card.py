@@ -11,9 +11,9 @@ from pathlib import Path
 
 from distillation.training.checkpoints import weights_hash
 from pocketqa.folders import MANIFEST, SHORT_HASH, ModelFolder, write_atomic
+from pocketqa.reporting.tables import interval
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
-from pocketqa.tables import interval
 from pocketqa.types import JSON
 
 UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub's

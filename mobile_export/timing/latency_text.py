@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 
 from mobile_export.timing.latency import STAGES
+from pocketqa.reporting.tables import interval, table
 from pocketqa.statistics import Interval
-from pocketqa.tables import interval, table
 from pocketqa.types import JSON
 
 MEGABYTE = 1e6

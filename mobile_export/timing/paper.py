@@ -46,8 +46,8 @@ from pocketqa import runs
 from pocketqa.errors import OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder
+from pocketqa.reporting.tables import table
 from pocketqa.runtimes import ENGINES
-from pocketqa.tables import table
 from pocketqa.types import JSON
 
 HUB = {"teacher": "csarron/bert-base-uncased-squad-v1", "student": "distilbert/distilbert-base-uncased-distilled-squad"}

@@ -13,8 +13,8 @@ from mobile_export.checkpoint.geometry import BERT_BASE, DISTILBERT
 from mobile_export.timing.latency_text import megabytes, threads_text
 from mobile_export.timing.sizes import by_precision
 from pocketqa import runs
+from pocketqa.reporting.tables import interval
 from pocketqa.statistics import Interval
-from pocketqa.tables import interval
 from pocketqa.types import JSON
 
 PAPER = "DistilBERT paper, arXiv 1910.01108"

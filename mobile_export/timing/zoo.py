@@ -26,9 +26,9 @@ from mobile_export.timing.workloads import fixed_workload
 from mobile_export.timing.zoo_models import BASELINE, REPORTED, SOURCES, TOKENS, ZOO, Model, Published, Rounded, Variant
 from pocketqa.errors import OptionsError
 from pocketqa.features import Tokenizer
+from pocketqa.reporting.zoo_tables import zoo_tables
 from pocketqa.runs import DataFile, Subject, median_ratio, summarise_times, timing_results
 from pocketqa.types import JSON, RuntimeInfo
-from pocketqa.zoo_tables import zoo_tables
 
 WORTH_A_WORD = 2.0  # percent; a larger difference from a published count is explained
 COUNTED = ("parameters", "flops")

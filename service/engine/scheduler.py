@@ -129,6 +129,11 @@ class Scheduler:
         """Whether nothing is queued and nothing computed."""
         return not self._running and not any(self._queues.values())
 
+    @property
+    def spare(self) -> bool:
+        """Whether nothing is queued and a lane has nothing to compute."""
+        return not any(self._queues.values()) and any(lane.alive and lane not in self._running for lane in self._engine.lanes)
+
     def _wake_up(self) -> None:
         """Look for work once what is happening on the loop now has happened: requests that come together are then seen together."""
         if self._wake is None:

@@ -152,8 +152,8 @@ class ProcessLane:
 class WorkerEngine:
     """The worker processes of a service."""
 
-    def __init__(self, settings: Settings, restarted: Callable[[], None], module: str = MODULE) -> None:
-        """restarted: called when a worker was started again.  module: the program of a worker."""
+    def __init__(self, settings: Settings, restarted: Callable[[], None], module: str = MODULE, background: bool = False) -> None:
+        """restarted: called when a worker was started again.  module: the program of a worker.  background: as worker.opening_document."""
         self._settings = settings
         self._restarted = restarted
         self._changed: Callable[[], None] = lambda: None
@@ -162,7 +162,7 @@ class WorkerEngine:
         hang_seconds = max(HANG_SECONDS, 2 * settings.deadline_seconds)
 
         def start(warm_seconds: float) -> Awaitable[Worker]:
-            return Worker.start(opening_document(settings, self._threads, warm_seconds), hang_seconds, module)
+            return Worker.start(opening_document(settings, self._threads, warm_seconds, background), hang_seconds, module)
 
         self._lanes = [ProcessLane(start, self._check) for _ in range(workers)]
         self._keepers: list[asyncio.Task[None]] = []

@@ -6,6 +6,7 @@ python -m service.engine.worker FD     FD: the inherited end of a socket; starte
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -24,6 +25,7 @@ from service.engine.frames import HEADER_BYTES, ROLES, Computed, Frame, FrameErr
 from service.models import Pair, Served, open_pair
 from service.settings import Settings
 
+_MOST_NICE = 19
 LOST = 3  # exit status of a worker whose socket closed, or brought what is no frame
 # Row counts and lengths to warm, in the order of their worth: short single windows first, then what crowds of requests make of them.
 WARM_SHAPES = (
@@ -51,6 +53,8 @@ def serve(connection: socket.socket, opener: Callable[[Settings], Pair]) -> int:
         if not isinstance(opening, Text) or opening.kind != Kind.OPEN:
             raise FrameError("Expected an OPEN frame first, found another.")
         try:
+            if opening.document["background"]:
+                step_back()
             pair = opener(_settings(opening.document))
         except Exception as error:
             if not isinstance(error, PocketQAError):  # a fault of ours, or of a library, whose place matters
@@ -88,6 +92,13 @@ def compute(pair: Pair, job: Job) -> Frame:
         log.exception("The %s cannot compute a batch of %d x %d", job.role, *job.batch.shape)
         return _failure(job.number, EngineError(f"A library panicked: {type(panic).__name__}"))
     return Computed(job.number, job.role, logits, time.perf_counter() - began)
+
+
+def step_back() -> None:
+    """Take only processor time that nobody else wants, this thread and those that it starts."""
+    if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once, and so also to what wakes for a few milliseconds
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(_MOST_NICE)
 
 
 def warm(pair: Pair, seconds: float) -> dict[str, list[list[float]]]:
@@ -140,10 +151,10 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def opening_document(settings: Settings, threads: int, warm_seconds: float) -> dict[str, Any]:
-    """The OPEN frame's: what a worker needs of the settings, and for how long it may warm up both models together."""
-    folders = {"teacher": str(settings.teacher), "student": str(settings.student)}
-    return folders | {"engine": settings.engine, "precision": settings.precision, "threads": threads, "warm_seconds": warm_seconds}
+def opening_document(settings: Settings, threads: int, warm_seconds: float, background: bool = False) -> dict[str, Any]:
+    """The OPEN frame's: what a worker needs of the settings, for how long it may warm up both models together, and whether it is to step back."""
+    document = {"teacher": str(settings.teacher), "student": str(settings.student), "engine": settings.engine, "precision": settings.precision}
+    return document | {"threads": threads, "warm_seconds": warm_seconds, "background": background}
 
 
 def _settings(document: dict[str, Any]) -> Settings:

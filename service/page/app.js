@@ -236,8 +236,9 @@ async function loadModels() {
   // The page is there before the models are warm.
   for (let attempt = 0; attempt < 120; attempt += 1) {
     try {
-      const { models, version } = await fetchJson("/v1/models");
+      const { models, shadow, version } = await fetchJson("/v1/models");
       $("models").replaceChildren(...models.map(describe));
+      if (shadow) $("models").append(make("li", "", `Shadow: ${percent(shadow)} of the student's requests are put to the teacher too, to compare.`));
       $("version").textContent = `version ${version}`;
       return;
     } catch (error) {

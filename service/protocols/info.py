@@ -29,7 +29,10 @@ _BEGAN = time.monotonic()  # this module is imported as the process starts
 class Process(BaseModel):
     """One process of the service."""
 
-    kind: Literal["server", "worker"] = Field(description="A worker computes; the server does all else, and computes too where there is no worker.")
+    kind: Literal["server", "worker", "shadow"] = Field(
+        description="A worker computes; the server does all else, and computes too where there is no worker. The shadow computes what is put to the "
+        "teacher to compare, when nobody else wants the processor."
+    )
     pid: int
     rss_bytes: int | None = Field(description="Memory that it holds now; pages that processes share count in each. null where no system call tells.")
     peak_rss_bytes: int | None = Field(description="The most memory that it held; a worker's when it was warm.")
@@ -48,6 +51,7 @@ class Info(BaseModel):
     libraries: dict[str, str] = Field(description="Versions of those that are installed of the libraries that matter.")
     models: list[ModelInfo]
     limits: Limits
+    shadow: float = Field(description="Share of the student's requests that are put to the teacher too; what came of it is in GET /metrics.")
     deadline_seconds: float = Field(description="After this time a request is given up.")
     processes: list[Process]
 
@@ -62,15 +66,18 @@ def info(service: RunningService) -> Info:
         libraries=_versions(),
         models=[service.pair.teacher.info, service.pair.student.info],
         limits=limits(service.settings),
+        shadow=service.settings.shadow,
         deadline_seconds=service.settings.deadline_seconds,
-        processes=_processes(service.inference.workers()),
+        processes=_processes(service.inference.workers(), service.shadow_processes()),
     )
 
 
-def _processes(workers: list[dict[str, object]]) -> list[Process]:
+def _processes(workers: list[dict[str, object]], shadows: list[dict[str, object]]) -> list[Process]:
     server = process_facts(os.getpid(), threading.active_count(), time.monotonic() - _BEGAN, 0, peak_rss())
-    others = [worker for worker in workers if worker["pid"] != server["pid"]]
-    return [Process.model_validate({"kind": "server"} | server), *(Process.model_validate({"kind": "worker"} | worker) for worker in others)]
+    others = [
+        {"kind": kind} | facts for kind, found in (("worker", workers), ("shadow", shadows)) for facts in found if facts["pid"] != server["pid"]
+    ]
+    return [Process.model_validate({"kind": "server"} | server), *map(Process.model_validate, others)]
 
 
 @cache

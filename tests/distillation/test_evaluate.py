@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillation import evaluate
+from distillation.questions import harder
 from pocketqa import runs, squad
 from pocketqa.errors import DataError, OptionsError, TrainingError
 from tests.tiny import tiny_base, tiny_bert, tiny_squad
@@ -85,5 +86,5 @@ def test_the_threshold_is_the_best_of_all(answerable: list[float], unanswerable:
 @given(margins, margins)
 def test_auroc_counts_pairs(negatives: list[float], positives: list[float]) -> None:
     pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
-    got = evaluate.auroc(np.array(negatives, dtype=np.float32), np.array(positives, dtype=np.float32))
+    got = harder.auroc(np.array(negatives, dtype=np.float32), np.array(positives, dtype=np.float32))
     assert got == pytest.approx(sum(pairs) / len(pairs))

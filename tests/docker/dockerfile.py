@@ -13,10 +13,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMAGE_FOLDERS = ("src", "opt", "srv")
+IMAGE_FOLDERS = ("src", "opt", "srv", "work")
 # What of this machine an install needs: where packages come from, and how they are reached.
 PASSED_ON = re.compile(r"(PIP_|SSL_|REQUESTS_).*|HOME|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY")
 
@@ -27,11 +28,17 @@ class Image:
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = field(default_factory=dict)  # of the build, seen by RUN alone
     folder: Path = Path()
+    entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     health: list[str] = field(default_factory=list)
     user: str = "root"
     ports: list[int] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> list[str]:
+        """The words that start it; arguments take the place of CMD, as those of `docker run` do."""
+        return [*self.entrypoint, *(arguments or self.command)]
 
     def place(self, path: str) -> Path:
         """Where a path of the image lies here."""
@@ -49,17 +56,27 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(word.upper(), rest.strip()) for word, _, rest in (line.strip().partition(" ") for line in joined.splitlines())]
 
 
-def build(dockerfile: Path, context: Path, root: Path) -> Image:
-    """Run every instruction; `root` must not exist.  Raises AssertionError with the output of a command that fails."""
+def build(dockerfile: Path, context: Path, root: Path, arguments: Mapping[str, str] | None = None) -> Image:
+    """Run every instruction; `root` must not exist.  arguments: as --build-arg gives them.
+
+    Raises AssertionError with the output of a command that fails, and for an argument that the Dockerfile does not take.
+    """
+    given = dict(arguments or {})
+    text = dockerfile.read_text(encoding="utf-8")
+    taken = {rest.partition("=")[0] for instruction, rest in instructions(text) if instruction == "ARG"}
+    assert set(given) <= taken, f"{dockerfile.name} takes {sorted(taken)}, found {sorted(given)}"
     stages: dict[str, Path] = {}
     image = Image(root)
     name = ""
-    for instruction, rest in instructions(dockerfile.read_text(encoding="utf-8")):
+    for instruction, rest in instructions(text):
         if instruction == "FROM":
             if name:
                 stages[name] = root.rename(root.with_name(f"{root.name}-{name}"))
             name = dict(enumerate(rest.split())).get(2, "final")
             image = _base(rest.split()[0], root)
+        elif instruction == "ARG":
+            argument, _, default = rest.partition("=")
+            image.arguments[argument] = given.get(argument, "".join(shlex.split(default)))
         else:
             _run_instruction(image, instruction, rest, context, stages)
     return image
@@ -79,7 +96,7 @@ def _base(base: str, root: Path) -> Image:
     if not (bin_folder / "python").exists():
         (bin_folder / "python").symlink_to(python)
     root.mkdir()
-    return Image(root, {"PATH": f"{bin_folder}:/usr/bin:/bin"}, root)
+    return Image(root, {"PATH": f"{bin_folder}:/usr/bin:/bin"}, folder=root)
 
 
 def _run_instruction(image: Image, instruction: str, rest: str, context: Path, stages: dict[str, Path]) -> None:
@@ -103,12 +120,14 @@ def _run_instruction(image: Image, instruction: str, rest: str, context: Path, s
             image.health = [image.here(word) for word in json.loads(rest[rest.index("CMD") + 3 :])]
         case "CMD":
             image.command = [image.here(word) for word in json.loads(rest)]
+        case "ENTRYPOINT":
+            image.entrypoint = [image.here(word) for word in json.loads(rest)]
         case _:
             raise AssertionError(f"the instruction {instruction} is not known here")
 
 
 def _run(image: Image, command: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if PASSED_ON.fullmatch(key)} | image.environment
+    environment = {key: value for key, value in os.environ.items() if PASSED_ON.fullmatch(key)} | image.arguments | image.environment
     done = subprocess.run(["/bin/sh", "-c", image.here(command)], cwd=image.folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"RUN {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.checks import Checked, WrongAnswer, check_response, request_body
-from loadtest.pairs import Log, ratios, table
+from loadtest.checks import STAGES, Checked, WrongAnswer, check_response, request_body
+from loadtest.pairs import Half, Log, ratios, table, where
 from loadtest.questions import Question, draws, load_questions
 
 CONTEXT = "The mill 👩‍🍳 was built by Ada Marsh in 1911."
@@ -21,18 +21,20 @@ ASKED = request_body(QUESTION, "student", top_k=2, no_answer=False)
 
 def body(**changes: Any) -> dict[str, Any]:
     answer = {"text": "Ada Marsh", "start": START, "end": START + 9, "score": 0.75, "source": 0, "is_no_answer": False}
-    timings = {"tokenise": 0.2, "queue": 0.0, "forward": 6.5, "decode": 0.3, "total": 7.1}
     answer |= changes.pop("answer", {})
-    timings |= changes.pop("stages", {})
-    return {"model": "student", "answers": [answer], "windows": 1, "tokens": 20, "timings": timings} | changes
+    return {"model": "student", "answers": [answer], "windows": 1, "tokens": 20} | changes
 
 
-def check(document: object, asked: dict[str, Any] = ASKED) -> Checked:
-    return check_response(200, json.dumps(document).encode(), QUESTION, asked)
+TIMES = (0.2, 0.0, 6.5, 0.3, 7.1)
+HEADERS = {f"x-{stage}-ms": str(time) for stage, time in zip(STAGES, TIMES, strict=True)}
+
+
+def check(document: object, asked: dict[str, Any] = ASKED, headers: dict[str, str] = HEADERS, question: Question = QUESTION) -> Checked:
+    return check_response(200, headers, json.dumps(document).encode(), question, asked)
 
 
 def test_a_right_response_is_scored_against_the_gold_answers() -> None:
-    assert check(body()) == Checked(forward_ms=6.5, exact=1.0, f1=1.0)
+    assert check(body()) == Checked(stages=TIMES, exact=1.0, f1=1.0)
 
 
 def test_the_best_answer_is_the_one_that_is_scored() -> None:
@@ -40,7 +42,7 @@ def test_the_best_answer_is_the_one_that_is_scored() -> None:
         {"text": "by Ada Marsh", "start": START - 3, "end": START + 9, "score": 0.5, "source": 0, "is_no_answer": False},
         *body()["answers"],
     ]
-    assert check(body(answers=answers)) == Checked(6.5, 0.0, 0.8)  # 2 of 3 words right, 2 of 2 found
+    assert check(body(answers=answers)) == Checked(TIMES, 0.0, 0.8)  # 2 of 3 words right, 2 of 2 found
 
 
 @pytest.mark.parametrize(
@@ -57,9 +59,6 @@ def test_the_best_answer_is_the_one_that_is_scored() -> None:
         ({"model": "teacher"}, "expected an answer of the student"),
         ({"answers": []}, "1 to 2 answers, found 0"),
         ({"answers": [body()["answers"][0]] * 3}, "1 to 2 answers, found 3"),
-        ({"stages": {"forward": -1.0}}, "milliseconds of forward"),
-        ({"stages": {"queue": None}}, "the fields of /v1/answer"),
-        ({"timings": {}}, "the fields of /v1/answer"),
         ({"answers": ["Ada Marsh"]}, "the fields of /v1/answer"),
     ],
 )
@@ -82,15 +81,22 @@ def test_each_deviation_is_named(change: dict[str, Any], says: str) -> None:
 )
 def test_what_is_no_answer_at_all(status: int, content: bytes | None, says: str) -> None:
     with pytest.raises(WrongAnswer, match=says):
-        check_response(status, content, QUESTION, ASKED)
+        check_response(status, HEADERS, content, QUESTION, ASKED)
 
 
 def test_no_answer_counts_only_where_it_was_allowed() -> None:
     asked = request_body(QUESTION, "student", top_k=1, no_answer=True)
     none = body(answer={"is_no_answer": True, "text": "", "start": 0, "end": 0})
-    assert check(none, asked) == Checked(6.5, 0.0, 0.0)
+    assert check(none, asked) == Checked(TIMES, 0.0, 0.0)
     unanswerable = Question(8, "mill-2", "Who sold the mill?", CONTEXT, ("",))
-    assert check_response(200, json.dumps(none).encode(), unanswerable, asked) == Checked(6.5, 1.0, 1.0)
+    assert check(none, asked, question=unanswerable) == Checked(TIMES, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [None, "-1.0", "nan", "inf", "soon"])
+def test_each_stage_has_its_milliseconds_in_a_header(value: str | None) -> None:
+    headers = {name: text for name, text in HEADERS.items() if name != "x-queue-ms"} | ({} if value is None else {"x-queue-ms": value})
+    with pytest.raises(WrongAnswer, match="milliseconds in the header x-queue-ms, found"):
+        check(body(), headers=headers)
 
 
 def test_every_round_asks_every_question_once_and_each_model_first_half_of_the_time() -> None:
@@ -117,8 +123,13 @@ def make_log() -> Callable[[], Log]:
         log = Log()
         for number in range(30):
             question = Question(number, str(number), "?", CONTEXT, ("Ada",))
-            log.add(question, {"student": (10.0 + number, Checked(5.0, 0.0, 0.5)), "teacher": (2 * (10.0 + number), Checked(10.0, 1.0, 1.0))})
-        log.add(question, {"teacher": (10_000.0, Checked(10.0, 1.0, 1.0)), "student": None})
+            student, teacher = (1.0, 0.5, 5.0, 0.5, 7.5), (1.0, 0.5, 10.0, 0.5, 12.5)
+            found = {
+                "student": Half(10.0 + number, 0.25, Checked(student, 0.0, 0.5)),
+                "teacher": Half(2 * (10.0 + number), 0.25, Checked(teacher, 1, 1)),
+            }
+            log.add(question, found)
+        log.add(question, {"teacher": Half(10_000.0, 0.25, Checked(teacher, 1.0, 1.0)), "student": Half(4.0, 3.0, None)})
         return log
 
     return make
@@ -147,3 +158,21 @@ def test_workers_exchanges_add_up_and_are_sent_once(make_log: Callable[[], Log])
 
 def test_a_log_without_exchanges_is_a_table_too() -> None:
     assert "there is no ratio" in table(Log())
+
+
+def test_where_the_time_went_adds_up(make_log: Callable[[], Log]) -> None:
+    student = make_log().models["student"]
+    # 30 answers of 10 to 39 ms, 24.5 on average: 0.25 until they were sent, 7.5 in the server, of which its four stages took 7.
+    wanted = {"sent late": 0.25, "tokenise": 1.0, "queue": 0.5, "forward": 5.0, "decode": 0.5, "other in the server": 0.5}
+    assert where(student) == pytest.approx(wanted | {"network and HTTP": 24.5 - 0.25 - 7.5, "whole": 24.5})
+    slowest = where(student, slowest=True)
+    assert slowest is not None
+    assert slowest["whole"] == 39.0  # the 99th percentile lies between 38 and 39
+    assert where(Log().models["student"]) is None
+    assert "slowest 1 % of the student" in table(make_log())
+
+
+def test_failures_are_late_too_and_have_no_times(make_log: Callable[[], Log]) -> None:
+    log = make_log()
+    assert sorted(set(log.lags())) == [0.25, 3.0]
+    assert (len(log.lags()), len(log.latencies())) == (62, 61)

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 import pocketqa
 from pocketqa import squad
 from pocketqa.types import Answer, NoAnswer
-from service.api import agreement
+from service.agreement import agreement
 from service.app import create_app
 from service.models import Pair
 from service.samples import SAMPLES

@@ -134,6 +134,14 @@ def page(browser: Any, address: str) -> Iterator[Page]:
     assert [entry for entry in browser.get_log("browser") if "status of 422" not in entry["message"]] == []
 
 
+def test_a_shadow_is_told_of(browser: Any, address: str, pair: Pair) -> None:
+    settings = Settings(shadow=0.05, access_log=False)
+    with running(create_app(settings, pair), settings) as served:
+        said = Page(browser, f"http://127.0.0.1:{served.port}").text("models")
+    assert said.endswith("Shadow: 5 % of the student's requests are put to the teacher too, to compare.")
+    assert "Shadow" not in Page(browser, address).text("models")
+
+
 @pytest.mark.parametrize("passage", [EMOJI, HEBREW, "Ada Bell", "x\n\n😀\r\nAda\tBell 😀"])
 def test_the_marked_text_is_the_answer(page: Page, passage: str) -> None:
     page.ask(passage)

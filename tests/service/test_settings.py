@@ -25,7 +25,7 @@ def test_every_field_is_a_variable_and_a_flag() -> None:
         "student": "a/b", "teacher": "/c d", "engine": "onnxruntime", "precision": "fp32", "threads": "3", "host": "::1", "port": "0",
         "max_body_bytes": "2048", "max_question_chars": "7", "max_context_chars": "8", "max_contexts": "9", "max_windows": "10", "max_top_k": "11",
         "max_requests": "13", "workers": "12", "batching": "off", "max_batch_tokens": "512", "deadline_seconds": "5", "max_queue_seconds": "2.5",
-        "drain_seconds": "0",
+        "drain_seconds": "0", "shadow": "0.05",
         "api_keys_file": "keys", "allow_public": "yes", "trusted_hosts": "qa.example.org, *.Example.net", "cors_origins": "https://a.example,http://b:3",
         "max_connections": "12", "header_seconds": "1.5", "body_seconds": "2", "idle_seconds": "3", "access_log": "off",
     }  # fmt: skip
@@ -34,7 +34,7 @@ def test_every_field_is_a_variable_and_a_flag() -> None:
         student=Path("a/b"), teacher=Path("/c d"), engine="onnxruntime", precision="fp32", threads=3, host="::1", port=0,
         max_body_bytes=2048, max_question_chars=7, max_context_chars=8, max_contexts=9, max_windows=10, max_top_k=11,
         max_requests=13, workers=12, batching=False, max_batch_tokens=512, deadline_seconds=5.0, max_queue_seconds=2.5, drain_seconds=0.0,
-        api_keys_file=Path("keys"), allow_public=True, trusted_hosts=("qa.example.org", "*.example.net"),
+        shadow=0.05, api_keys_file=Path("keys"), allow_public=True, trusted_hosts=("qa.example.org", "*.example.net"),
         cors_origins=("https://a.example", "http://b:3"), max_connections=12, header_seconds=1.5, body_seconds=2.0, idle_seconds=3.0,
         access_log=False,
     )  # fmt: skip
@@ -69,6 +69,9 @@ def test_other_variables_are_left_alone() -> None:
         ("POCKETQA_BODY_SECONDS", "-1", "seconds between 0.1 and 600"),
         ("POCKETQA_BODY_SECONDS", "1e3", "seconds between 0.1 and 600"),
         ("POCKETQA_BODY_SECONDS", "nan", "seconds between 0.1 and 600"),
+        ("POCKETQA_SHADOW", "5%", "a share between 0 and 1, such as 0.05"),
+        ("POCKETQA_SHADOW", "1.01", "a share between 0 and 1, such as 0.05"),
+        ("POCKETQA_SHADOW", "", "a share between 0 and 1, such as 0.05"),
         ("POCKETQA_TRUSTED_HOSTS", "a b", "host names with commas between them, such as qa.example.org,*.example.net"),
         ("POCKETQA_TRUSTED_HOSTS", "http://a", "host names with commas between them, such as qa.example.org,*.example.net"),
         ("POCKETQA_CORS_ORIGINS", "*", "origins with commas between them, such as https://app.example.org,http://localhost:3000"),

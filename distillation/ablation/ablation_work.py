@@ -1,0 +1,85 @@
+"""What every ablation is made of: rows of its table, the works that fill them, and what a work depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketqa.errors import TrainingError
+from pocketqa.folders import ModelFolder, sha256_file
+from pocketqa.writes import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table; flags as they would be typed."""
+
+    name: str
+    words: str
+    distill: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    against: str | None = None  # None for the reference
+    teacher: bool = False  # fine-tuned with the reader
+    paper: float | None = None  # points of the paper's own measure
+    start: str | None = None  # "base": fine-tuned from --base, not distilled; "reader": --reader as it is
+
+    @property
+    def needs(self) -> set[str]:
+        """The models, by the names of their flags, without which the row is left out."""
+        return ({self.start} if self.start else set()) | ({"reader"} if self.teacher else set())
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One thing to run: a verb with its words, what it leaves, and a hash of everything it depends on but places."""
+
+    verb: str  # "distill", "finetune", "evaluate" or, on the final data, "final"
+    row: Row
+    seed: int
+    words: tuple[str, ...]
+    leaves: Path
+    identity: str
+
+    @property
+    def note(self) -> Path:
+        """Beside what it leaves: the identity, written before it starts."""
+        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".identity.json")
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier call has finished it."""
+        return self.leaves.is_file() if self.leaves.suffix == ".json" else ModelFolder(self.leaves).manifest.is_file()
+
+    def check(self) -> None:
+        """Raise TrainingError where what it leaves was begun with other settings or data, or is not of an ablation."""
+        known = json.loads(self.note.read_text(encoding="utf-8"))["identity"] if self.note.is_file() else None
+        if known not in (None, self.identity):
+            raise TrainingError(
+                f"{self.leaves} was begun with other settings or data than this call has. Give another --out, or delete it and {self.note.name}."
+            )
+        if self.done and known is None:
+            raise TrainingError(f"{self.leaves} was not left by an ablation ({self.note.name} is missing). Give another --out or delete it.")
+
+    def begin(self, **more: object) -> None:
+        """Note with what it is begun."""
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
+
+
+def content_of(source: str) -> object:
+    """sha256 of a file or of a folder's weights, names and sizes of another folder, or the name of something on the Hub."""
+    path = Path(source)
+    if path.is_file():
+        return sha256_file(path)
+    if ModelFolder(path).weights.is_file():
+        return sha256_file(ModelFolder(path).weights)
+    if path.is_dir():
+        return sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    return source
+
+
+def identity_of(*parts: object) -> str:
+    """A hash of everything that a work depends on."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

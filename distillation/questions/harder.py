@@ -1,0 +1,68 @@
+"""Harder ways to ask the questions of a data file: of whole articles in place of paragraphs, and of paragraphs that do not answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketqa.errors import DataError
+from pocketqa.statistics import mean_difference
+from pocketqa.types import JSON, GoldAnswer, QAExample
+
+BETWEEN = "\n\n"  # paragraphs of an article
+LONGEST = 200_000  # letters of an article; the longest of SQuAD has less than half of them
+
+
+def whole_articles(examples: Sequence[QAExample], everything: Sequence[QAExample], name: str) -> list[QAExample]:
+    """The same questions, each of all paragraphs of its article one after the other.
+
+    everything: all examples of the file, whose paragraphs make the articles.  Raises DataError where a question has no title to tell its article by,
+    and where so many paragraphs share one that it is no article's.
+    """
+    paragraphs: dict[str, dict[str, int]] = {}  # title -> paragraph -> where it begins in the article
+    for example in everything:
+        if not example.title.strip():
+            raise DataError(f"{name}: the question {example.id!r} has no title, so nothing tells its article. Whole articles need titles.")
+        article = paragraphs.setdefault(example.title, {})
+        if example.context not in article:
+            article[example.context] = sum(len(paragraph) + len(BETWEEN) for paragraph in article)
+    joined = {title: BETWEEN.join(article) for title, article in paragraphs.items()}
+    for title, text in joined.items():
+        if len(text) > LONGEST:
+            raise DataError(
+                f"{name}: the paragraphs titled {title!r} have {len(text):,} letters together, more than {LONGEST:,}: not one article, but "
+                "passages of unknown ones. Take them out of the file."
+            )
+    made = []
+    for example in examples:
+        shift = paragraphs[example.title][example.context]
+        answers = tuple(GoldAnswer(answer.text, answer.start + shift) for answer in example.answers)
+        made.append(replace(example, context=joined[example.title], answers=answers))
+    return made
+
+
+def auroc(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> float:
+    """Area under the ROC curve: probability that a positive exceeds a negative, ties counting half (the Mann-Whitney statistic)."""
+    ordered = np.sort(negatives)
+    below = np.searchsorted(ordered, positives, side="left")
+    not_above = np.searchsorted(ordered, positives, side="right")
+    return float((below + not_above).mean() / (2 * len(negatives)))
+
+
+def refusals(right: NDArray[np.float32], f1: NDArray[np.float64], groups: Sequence[str], wrong: NDArray[np.float32], threshold: float | None) -> JSON:
+    """What a reader does with paragraphs that do not answer, for a run file.
+
+    right, f1 (N,): margins and F1 of questions of their own paragraphs; groups: what intervals resample; wrong (M,): margins of questions of wrong
+    paragraphs.  auroc: how often a wrong paragraph has the larger margin.  At the threshold, above which a question is refused (None: the reader
+    has none): shares refused, and the F1 that refusing costs, in points.
+    """
+    found: JSON = {"auroc": round(auroc(right, wrong), 6), "wrong_paragraphs": len(wrong), "threshold": threshold}
+    if threshold is None:
+        return found
+    kept = right <= threshold  # (N,)
+    cost = mean_difference(f1, f1 * kept, groups).scaled(100)
+    shares = {"refused_wrong": float((wrong > threshold).mean()), "refused_right": float((~kept).mean())}
+    return {**found, **{name: round(share, 6) for name, share in shares.items()}, "f1_cost": cost.to_json()}

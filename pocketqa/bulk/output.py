@@ -1,0 +1,157 @@
+"""The output of a run that may be stopped at any moment, by kill -9 too, and goes on where it was when the same command is given again.
+
+OUT.partial     finished blocks, and perhaps a piece of the next one
+OUT.run.json    what the run is made of, and how many blocks and bytes of OUT.partial count; replaced in one step after each block
+OUT             put in place at the end, in one step; OUT.run.json stays beside it, so that the same command finds that all is done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pocketqa.bulk.lines import Answered
+from pocketqa.errors import DataError
+from pocketqa.writes import write_atomic
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs of one output are not told apart there
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+SHOWN = 5  # problems that are told
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a run has come.  run: everything that its output depends on."""
+
+    run: Mapping[str, Any]
+    blocks: int = 0
+    lines: int = 0
+    failed: int = 0  # lines that could not be answered
+    bytes: int = 0  # of output
+    problems: tuple[str, ...] = ()  # the first of them
+    complete: bool = False
+    format: int = field(default=FORMAT)
+
+
+class Output:
+    """The files of one run; a context manager that holds them against a second process.
+
+    Raises DataError where another run, or another program, left something at the place, unless `force` is given.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any], force: bool = False) -> None:
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.partial")
+        self.record = path.with_name(f"{path.name}.run.json")
+        try:
+            self._file = self.partial.open("ab")
+        except OSError as error:
+            raise DataError(f"Expected to write to {path}, but {self.partial} cannot be written: {error.strerror}.") from None
+        try:
+            self._lock()
+            if force:
+                self.record.unlink(missing_ok=True)
+            self.state = State(run) if force else self._begin(run)
+            if not self.state.complete:
+                self._file.truncate(self.state.bytes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, answered: Answered, lines: int) -> None:
+        """Write one more block; once this returns it is safe."""
+        problems = (*self.state.problems, *(f"line {problem.line}: {problem.message}" for problem in answered.problems))
+        state = replace(
+            self.state,
+            blocks=self.state.blocks + 1,
+            lines=self.state.lines + lines,
+            failed=self.state.failed + len(answered.problems),
+            bytes=self.state.bytes + len(answered.output),
+            problems=problems[:SHOWN],
+        )
+        try:
+            self._file.write(answered.output)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._keep(state)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be written any further: {error.strerror}. The same command goes on from here.") from None
+
+    def finish(self) -> None:
+        """All blocks are there: put the output in place."""
+        self._keep(replace(self.state, complete=True))
+        self.partial.replace(self.path)
+
+    def _keep(self, state: State) -> None:
+        write_atomic(self.record, json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n")
+        self.state = state
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"Expected {self.partial} for this run alone, found another process that writes it. Wait for it, or name another --out."
+            ) from None
+
+    def _begin(self, run: Mapping[str, Any]) -> State:
+        state = self._read()
+        if state is None:
+            if self.path.exists() or self.partial.stat().st_size:
+                self._clear()
+                raise DataError(f"Expected nothing at {self.path}, found a file that no run is recorded for. Name another --out, or add --force.")
+            return State(run)
+        if differing := sorted(key for key in {*run, *state.run} if run.get(key) != state.run.get(key)):
+            self._clear()
+            raise DataError(
+                f"Expected {self.record} to be of the same run, found another {' and another '.join(differing)}. Name another --out, or add --force "
+                "to begin anew."
+            )
+        if state.complete:
+            return self._completed(state)
+        # Fewer bytes than were recorded: somebody else has been at the file.
+        return state if self.partial.stat().st_size >= state.bytes else State(run)
+
+    def _completed(self, state: State) -> State:
+        """A run that came to its end, perhaps but for the last step."""
+        size = self.partial.stat().st_size
+        if size == state.bytes and (size or not self.path.exists()):
+            self.partial.replace(self.path)
+        else:
+            self._clear()
+        if not self.path.exists() or self.path.stat().st_size != state.bytes:
+            raise DataError(f"Expected the finished answers at {self.path}, found that they are gone or changed. Add --force to answer again.")
+        return state
+
+    def _clear(self) -> None:
+        """Take back the file that was made for the lock."""
+        if not self.partial.stat().st_size:
+            self.partial.unlink()
+
+    def _read(self) -> State | None:
+        try:
+            document = json.loads(self.record.read_bytes())
+            if document["format"] != FORMAT:
+                raise ValueError(f"format {document['format']!r}")
+            return State(**document | {"problems": tuple(document["problems"])})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"Expected the record of a run at {self.record}, found: {error}. Add --force to begin anew.") from None

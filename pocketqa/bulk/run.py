@@ -1,0 +1,140 @@
+"""`pocketqa answer --jsonl IN --out OUT`: what a run is made of, its progress, its end.  Who computes the blocks is exchangeable."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pocketqa
+from pocketqa.bulk.blocks import Block, Survey, read_lines, survey
+from pocketqa.bulk.lines import Answered, answer_lines
+from pocketqa.bulk.output import Output
+from pocketqa.errors import DataError, EngineError
+from pocketqa.features import Encoded
+from pocketqa.reader import Reader
+from pocketqa.spans import check_options
+from pocketqa.types import JSON, SpanOptions, WindowOptions
+
+PROGRESS_SECONDS = 10.0
+SOME_FAILED = 1  # exit status
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What whoever computes needs to know.  model: the folder, resolved; expected: what must be found there, as `identity` tells it."""
+
+    source: str
+    model: str
+    engine: str
+    threads: int | None
+    options: SpanOptions
+    expected: tuple[str, str]
+
+    def open_reader(self) -> Reader:
+        """The model of the run.  Raises FolderError, and EngineError where another model or engine is found than the run began with."""
+        reader = Reader.open(self.model, engine=self.engine, threads=self.threads)
+        if identity(reader) != self.expected:
+            expected, found = (" on ".join(each) for each in (self.expected, identity(reader)))
+            raise EngineError(f"Expected {expected} at {self.model}, found {found}. Use one install on all machines.")
+        return reader
+
+
+Answering = Callable[[Job, Sequence[Block]], Iterator[Answered]]  # the blocks, in their order
+
+
+def identity(reader: Reader) -> tuple[str, str]:
+    """The sha256 of the weights, and what computes with them: answers depend on both."""
+    info = reader.info
+    return reader.model_hash, f"{info.engine} {info.version} {info.precision}"
+
+
+def answer_file(
+    source: Path,
+    out: Path,
+    model: Path,
+    engine: str,
+    threads: int | None,
+    options: SpanOptions,
+    force: bool = False,
+    answering: Answering | None = None,
+) -> JSON:
+    """Answer every line of `source` into `out`, going on where an earlier run stopped.  Returns the summary.
+
+    answering: who computes; None for this process.  Raises PocketQAError.
+    """
+    if source.resolve() == out.resolve():
+        raise DataError(f"Expected another file for the answers than {source} itself. Name another --out.")
+    began = time.monotonic()
+    surveyed = survey(source)
+    reader = Reader.open(model, engine=engine, threads=threads)
+    check_options(Encoded((), (), (), WindowOptions(), 0.0), options, reader.no_answer)
+    job = Job(str(source.resolve()), str(model.resolve()), engine, threads, options, identity(reader))
+    with Output(out, _run(surveyed, job), force) as output:
+        resumed = output.state.lines
+        if not output.state.complete:
+            blocks = surveyed.blocks[output.state.blocks :]
+            answered = answering(job, blocks) if answering else _here(job, reader, blocks)
+            for block, made in _told(zip(blocks, answered, strict=True), surveyed, resumed):
+                output.append(made, block.lines)
+            output.finish()
+        state = output.state
+    seconds = time.monotonic() - began
+    return {
+        "out": str(out),
+        "lines": state.lines,
+        "answered": state.lines - state.failed,
+        "failed": state.failed,
+        "problems": list(state.problems),
+        "resumed_at": resumed,
+        "seconds": round(seconds, 3),
+        "lines_per_second": round((state.lines - resumed) / seconds, 2),
+        "model": {"name": reader.name, "sha256": reader.model_hash, **asdict(reader.info)},
+    }
+
+
+def report(summary: JSON, as_json: bool) -> int:
+    """Print the summary, problems to standard error.  Returns the exit status: 0, or 1 where a line could not be answered."""
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False, indent=2))
+    else:
+        new = summary["lines"] - summary["resumed_at"]
+        went_on = f" ({summary['resumed_at']} of them were there)" if summary["resumed_at"] else ""
+        print(f"{summary['out']}: {summary['lines']} lines{went_on}, {summary['failed']} not answered")
+        print(f"{new} lines in {summary['seconds']:.1f} s, {summary['lines_per_second']:.1f} a second")
+    for problem in summary["problems"]:
+        print(problem, file=sys.stderr)
+    if (hidden := summary["failed"] - len(summary["problems"])) > 0:
+        print(f"and {hidden} more: grep '\"error\"' {summary['out']}", file=sys.stderr)
+    return SOME_FAILED if summary["failed"] else 0
+
+
+def _here(job: Job, reader: Reader, blocks: Sequence[Block]) -> Iterator[Answered]:
+    for block in blocks:
+        yield answer_lines(reader, read_lines(Path(job.source), block), job.options)
+
+
+def _run(surveyed: Survey, job: Job) -> JSON:
+    """What the output depends on, in words that a message can name."""
+    weights, engine = job.expected
+    options = asdict(job.options)
+    return {"input": surveyed.sha256, "model": weights, "engine": engine, "set of options": options, "version": pocketqa.__version__}
+
+
+def _told(pairs: Iterator[tuple[Block, Answered]], surveyed: Survey, resumed: int) -> Iterator[tuple[Block, Answered]]:
+    """The same, telling rate and time left on standard error."""
+    began = told = time.monotonic()
+    done, total = resumed, surveyed.lines
+    if resumed:
+        print(f"Going on after line {resumed:,} of {total:,}.", file=sys.stderr, flush=True)
+    for block, made in pairs:
+        yield block, made
+        done += block.lines
+        now = time.monotonic()
+        if now - told > PROGRESS_SECONDS and done < total:
+            rate = (done - resumed) / (now - began)
+            print(f"{done:,}/{total:,} lines, {rate:.1f} a second, {(total - done) / rate / 60:.1f} min left", file=sys.stderr, flush=True)
+            told = now

@@ -1,0 +1,1 @@
+"""RESULTS.md and the HTML page out of run files: tables, figures and the audit of published claims."""

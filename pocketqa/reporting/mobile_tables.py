@@ -1,0 +1,278 @@
+"""The tables of RESULTS.md about what runs on phones: verified artefacts, compression, latency, the audited paper.
+
+Rows are as in tables.py.  MB are 10^6 bytes, MiB 2^20; times are in the unit that stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind, order_of, signed, table, timing_table
+from pocketqa.runs import RunFile
+from pocketqa.statistics import Interval
+from pocketqa.types import JSON
+
+Link = Callable[[str, RunFile], str]
+
+VERIFICATION_HEAD = (
+    "artefact", "target, scheme", "package", "weights", "zipped", "questions", "EM [95 %]", "F1 [95 %]", "F1 against its model in float32",
+    "same spans", "PSNR", "gate", "on the way", "measured",
+)  # fmt: skip
+COMPRESSION_HEAD = ("schemes of the weights", "weights", "F1", "F1 lost [95 %]", "")
+LATENCY_HEAD = ("contestant", "workload", "device", "rules", "queries", "p50", "p90", "p99", "tokenise + forward + decode", "measured")
+LOAD_HEAD = (
+    "contestant",
+    "load cold",
+    "load warm",
+    "first query cold",
+    "first query warm",
+    "peak memory",
+    "package",
+    "weights",
+    "zipped",
+    "measured",
+)
+RATIO_HEAD = ("how many times longer the first takes", "workload", "p50 [95 %]", "p90 [95 %]", "forward p50 [95 %]", "verdict", "measured")
+AUDIT_HEAD = ("claim", "source", "published artefact", "ours", "conditions", "compares like with like")
+FEW_GROUPS = 4  # groups of weights whose schemes are listed one by one
+
+
+def verifications(runs: Runs, split: str) -> dict[str, RunFile]:
+    """Verifications on a split, by role, model, target, scheme and date."""
+    found = {name: run for name, run in of_kind(runs, "verification").items() if split in {d.split for d in run.data}}
+
+    def order(item: tuple[str, RunFile]) -> tuple[object, ...]:
+        r = item[1].results
+        return (*order_of(item[1].subjects[0]), r["target"], r["layout"], -r["bytes"]["package"], item[1].created, item[0])
+
+    return dict(sorted(found.items(), key=order))
+
+
+def verification_table(found: Runs, link: Link) -> list[str]:
+    """One row an artefact: its bytes, its own scores, what it lost, and what was found on the way."""
+    rows = []
+    for name, run in found.items():
+        r = run.results
+        agreement: JSON = r["agreement"] or {}
+        lost = signed(Interval.from_json(agreement["f1_loss"]).scaled(-1)) if agreement else "not measured"
+        scores = (interval(Interval.from_json(r["intervals"][key])) for key in ("exact_match", "f1"))
+        rows.append(
+            (
+                model_cell(run.subjects[0]),
+                form(r),
+                *(megabytes(r["bytes"].get(key)) for key in ("package", "weights", "zipped")),
+                f"{r['count']:,}",
+                *scores,
+                lost,
+                _same_spans(agreement),
+                _psnr(agreement),
+                _gate(r["gate"]),
+                _on_the_way(r),
+                link(name, run),
+            )
+        )
+    return table(VERIFICATION_HEAD, rows)
+
+
+def form(results: JSON) -> str:
+    """ "ios16, palette4": target, layout where it is not the usual one, and scheme of a verification."""
+    layout = "" if results["layout"] == "standard" else f", layout {results['layout']}"
+    return f"{results['target']}{layout}, {results['scheme']}"
+
+
+def compression_lines(runs: Runs, link: Link) -> list[str]:
+    """A table of combinations for each search, smallest first."""
+    lines: list[str] = []
+    for name, run in of_kind(runs, "compression").items():
+        r = run.results
+        budget = "" if r["max_f1_drop"] is None else f" At most {r['max_f1_drop']:g} points of F1 may be lost."
+        kept = None if r["selected"] is None else r["points"][r["selected"]]
+        points = sorted(r["points"], key=lambda point: (point["bytes"], -point["f1"]))
+        front = pareto(points)
+        rows = []
+        for i, point in enumerate(points):
+            remark = "selected" if point is kept else "on the front" if i in front else ""
+            lost = interval(Interval.from_json(point["f1_loss"]))
+            rows.append((combination(point["chosen"]), megabytes(point["bytes"]), f"{point['f1']:.2f}", lost, remark))
+        before, after = (megabytes(r.get(key, {}).get("package")) for key in ("bytes_before", "bytes"))
+        made = f" Package: {after}, was {before}." if before and after else ""
+        what = f"{', '.join(map(model_cell, run.subjects))}: {r['workload']}.{budget}{made} {link(name, run)}"
+        lines += [*([""] if lines else []), what, "", *table(COMPRESSION_HEAD, rows)]
+    return lines
+
+
+def combination(chosen: JSON) -> str:
+    """ "embeddings int8, layers palette4", or how many weights have each scheme where there are many; what is not mentioned is float16."""
+    if len(chosen) <= FEW_GROUPS:
+        return ", ".join(f"{group} {scheme}" for group, scheme in chosen.items()) or "float16"
+    counts = Counter(str(scheme) for scheme in chosen.values())
+    return ", ".join(f"{count} in {scheme}" for scheme, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def pareto(points: Sequence[JSON]) -> set[int]:
+    """Positions of the points than which no other has both fewer bytes and a higher F1 (at least one of them really so)."""
+    return {
+        i
+        for i, a in enumerate(points)
+        if not any(b["bytes"] <= a["bytes"] and b["f1"] >= a["f1"] and (b["bytes"], b["f1"]) != (a["bytes"], a["f1"]) for b in points)
+    }
+
+
+def races(runs: Runs) -> dict[str, RunFile]:
+    """Latencies that say how they were taken, other than the zoo."""
+    return {name: run for name, run in of_kind(runs, "latency").items() if "stages" in run.results and "zoo" not in run.results}
+
+
+def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
+    """Times, ratios, and loads with memory and bytes, one table each; what a whole pass took; then the latencies of earlier versions."""
+    found, older = races(runs), {name: run for name, run in of_kind(runs, "latency").items() if "stages" not in run.results}
+    parts = [
+        table_if_any(LATENCY_HEAD, (row for name, run in found.items() for row in _latency_rows(run, brief(name, run)))),
+        table_if_any(RATIO_HEAD, (row for name, run in found.items() for row in _ratio_rows(run, brief(name, run)))),
+        table_if_any(LOAD_HEAD, (row for name, run in found.items() for row in _load_rows(run, brief(name, run)))),
+        [f"- {remark} ({brief(name, run)})" for name, run in found.items() for remark in run.results.get("remarks", [])],
+        [f"- Busy machine, so its times are not to be trusted: {reason} ({brief(name, run)})" for name, run in found.items() for reason in busy(run)],
+        timing_table(older, "latency", link),
+    ]
+    return joined(parts)
+
+
+def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
+    """Milliseconds of one question (p50 / p90), by weights, engine and precision: of the longest race on questions over the fewest threads."""
+    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad")}
+    times: dict[tuple[str, str, str], str] = {}
+    for name, run in sorted(raced.items(), key=lambda item: (-item[1].results["threads"], item[1].results["mode"] == "full", item[1].created)):
+        for subject in run.subjects:
+            found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
+            if found is not None:
+                threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
+                cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {threads}, {link(name, run)}"
+                times[subject.sha256, subject.engine, subject.precision] = cell
+    return times
+
+
+def busy(run: RunFile) -> list[str]:
+    """Why the machine of a latency counts as busy."""
+    return list(run.results.get("load", {}).get("reasons", ())) or ["no reason was stored"] if run.results.get("busy") else []
+
+
+def audit_lines(runs: Runs, link: Link) -> list[str]:
+    """The paper's phone experiment: claims, artefacts, ours, and whether like is compared with like."""
+    parts = []
+    for name, run in of_kind(runs, "latency").items():
+        r = run.results
+        if "audit" not in r:
+            continue
+        rows = []
+        for claim in r["audit"]:
+            flag = "yes" if claim["like_for_like"] else f"NO: {claim['why_not']}"
+            rows.append((*(str(claim[key]) for key in ("claim", "source", "published", "ours", "conditions")), flag))
+        parts += [[f"{r.get('title', run.name)}. {link(name, run)}"], table(AUDIT_HEAD, rows), [f"- {caveat}" for caveat in r.get("caveats", [])]]
+    return joined(parts)
+
+
+def megabytes(count: float | None) -> str:
+    """ "45.3 MB"; nothing for None."""
+    return "" if count is None else f"{count / 1e6:.1f} MB"
+
+
+def table_if_any(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table, or no lines for no rows."""
+    found = list(rows)
+    return table(head, found) if found else []
+
+
+def joined(parts: Iterable[list[str]]) -> list[str]:
+    """Blocks of lines with an empty line between each two; empty blocks are left out."""
+    lines: list[str] = []
+    for part in parts:
+        if part:
+            lines += [*([""] if lines else []), *part]
+    return lines
+
+
+def _same_spans(agreement: JSON) -> str:
+    if not agreement:
+        return ""
+    calls, count = agreement["close_calls"], agreement["differing_count"]
+    kind = f"every one with a gap below {calls['limit']:g}" if calls["all"] else f"not all with a gap below {calls['limit']:g}"
+    return f"{agreement['same_spans']:.2f} % ({count:,} differ, {kind})" if count else f"{agreement['same_spans']:.2f} %"
+
+
+def _psnr(agreement: JSON) -> str:
+    if not agreement:
+        return ""
+    return "no difference" if agreement["psnr"] is None else f"{agreement['psnr']:.1f} dB"
+
+
+def _gate(gate: JSON | None) -> str:
+    return "none" if gate is None else f"{'passed' if gate['passed'] else 'FAILED'}, limit {gate['limit']:g}"
+
+
+def _on_the_way(r: JSON) -> str:
+    found = [f"{len(r['hazards'])} hazards"] if r["hazards"] else []
+    found += [f"{sum(r[key].values()):,} values {what}" for key, what in (("non_finite", "not finite"), ("overflow", "beyond float16")) if r[key]]
+    return ", ".join(found) or "nothing"
+
+
+def _latency_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
+    r = run.results
+    for label, t in r["timings"].items():
+        stages = r["stages"].get(label, {})
+        split = " + ".join(f"{stages[stage]['p50']:,.2f}" if stage in stages else "?" for stage in ("tokenise", "forward", "decode"))
+        times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
+        yield (_contestant(r, label), _workload(r), device_text(r), _rules(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
+
+
+def _ratio_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
+    r = run.results
+    for name, ratio in r["ratios"].items():
+        others = (r.get(key, {}).get(name) for key in ("p90_ratios", "forward_ratios"))
+        cells = ("" if found is None else interval(Interval.from_json(found)) for found in (ratio, *others))
+        yield (name, f"{_workload(r)}, {_threads(r)}", *cells, str(r.get("verdicts", {}).get(name, "")), origin)
+
+
+def _load_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
+    r = run.results
+    for label in r["timings"]:
+        seconds = [r.get(key, {}).get(label, {}).get(kind) for key in ("load_seconds", "first_run_seconds") for kind in ("cold", "warm")]
+        memory = r.get("peak_memory_mib", {}).get(label)
+        peak = memory.get("peak") if isinstance(memory, dict) else memory
+        sizes = r.get("bytes", {}).get(label, {})
+        yield (
+            _contestant(r, label),
+            *("" if value is None else f"{value:.2f} s" for value in seconds),
+            "" if peak is None else f"{peak:,.0f} MiB",
+            *(megabytes(sizes.get(key)) for key in ("package", "weights", "zipped")),
+            origin,
+        )
+
+
+def _contestant(r: JSON, label: str) -> str:
+    origin = " (random weights)" if r.get("origin", {}).get(label) == "configuration" else ""
+    return f"{label}, {_threads(r)}{origin}"
+
+
+def _threads(r: JSON) -> str:
+    count = r.get("threads")
+    return "threads not said" if count is None else f"{count} {'thread' if count == 1 else 'threads'}"
+
+
+def _workload(r: JSON) -> str:
+    return str(r["workload"]).split(":")[0]
+
+
+def device_text(r: JSON) -> str:
+    """ "iPhone 15 Pro (phone), iOS 17.5, compute unit ne, thermal state nominal" """
+    device = r.get("device")
+    if device is None:
+        return "not said"
+    thermal = f", thermal state {device['thermal_state']}" if device["thermal_state"] else ""
+    return f"{device['name']} ({device['kind']}), {device['os']}, compute unit {device['compute_unit']}{thermal}"
+
+
+def _rules(r: JSON) -> str:
+    rules = r.get("rules", {})
+    flag = ", BUSY MACHINE" if r.get("busy") else ""
+    return f"{r.get('mode', 'mode not said')}, {'valid' if rules.get('valid') else 'not valid'}{flag}"

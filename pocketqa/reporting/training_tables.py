@@ -1,0 +1,224 @@
+"""The tables of training: runs by stage, tasks of classification, ablations, and the speed of training.
+
+Legend: a "row" is one cell text per column; every row or table ends with where its numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pocketqa.reporting.mobile_tables import busy, joined, table_if_any
+from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, signed, table, training_table
+from pocketqa.runs import RunFile, TaskComparison, compare_tasks
+from pocketqa.statistics import Interval
+from pocketqa.task_scores import SIX, compare_means, mean_of_tasks
+from pocketqa.types import JSON
+
+Link = Callable[[str, RunFile], str]
+Group = dict[int | None, tuple[str, RunFile]]  # seed -> name and run
+TaskGroups = dict[tuple[str, tuple[str, ...], str], Group]  # task, hashes of its data, role
+
+TEXT_HEAD = ("run", "text", "rows", "steps", "tokens", "time", "tokens a second", "losses at the end", "loss on text kept apart", "measured")
+TASK_HEAD = (
+    "task",
+    "examples",
+    "model",
+    "score [95 %]",
+    "metrics",
+    "seeds",
+    "against the control [95 %]",
+    "retention, percent of the teacher [95 %]",
+)
+TASK_RUN_HEAD = ("task", "model", "seed", "score [95 %]", "measured")
+ABLATION_HEAD = ("row", "EM", "F1", "against", "difference of F1 [95 %]", "by seed", "the paper's difference, GLUE")
+SPEED_HEAD = ("step", "tokens a second", "times the row before [95 %]")
+TEXT_STAGES = {"pretrain": "Masked-language modelling:", "distill": "Distillation on text:"}
+TASK_NOTES = (
+    "Scores are in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC and QQP, that of Pearson and Spearman correlation",
+    "for STS-B, accuracy for the others. Of several seeds the run with the median score is shown (of an even number the lower of the middle two);",
+    "intervals resample examples and hold for that run, so they do not cover the spread between seeds. A percentage of the teacher's score is the",
+    "retention. A mean of six tasks is not the GLUE score, which is of nine tasks and of hidden labels.",
+)
+
+
+def training_lines(runs: Runs, link: Link) -> list[str]:
+    """Trainings by stage: on text first, then fine-tuning."""
+    parts: list[list[str]] = []
+    for stage, title in TEXT_STAGES.items():
+        rows = [_text_row(name, run, link) for name, run in _of_stage(runs, stage).items()]
+        parts += [[title], table(TEXT_HEAD, rows)] if rows else []
+    finetuned = training_table(_of_stage(runs, "finetune"), link)
+    if parts and finetuned:
+        parts.append(["Fine-tuning:"])
+    return joined([*parts, finetuned])
+
+
+def _of_stage(runs: Runs, stage: str) -> dict[str, RunFile]:
+    return {name: run for name, run in of_kind(runs, "training").items() if run.results.get("stage", "finetune") == stage}
+
+
+def _text_row(name: str, run: RunFile, link: Link) -> tuple[str, ...]:
+    r = run.results
+    losses = ", ".join(f"{part.removeprefix('loss_')} {value:.4f}" for part, value in r.get("losses", {}).items() if part != "loss")
+    if not losses and r.get("loss") is not None:
+        losses = f"{r['loss']:.4f}"
+    counts = (f"{r[key]:,}" for key in ("questions", "steps", "tokens"))
+    speed = f"{r['tokens'] / r['seconds']:,.0f}" if r["seconds"] else ""
+    return (run.name, ", ".join(item.name for item in run.data), *counts, duration(r["seconds"]), speed, losses, _kept_apart(r), link(name, run))
+
+
+def _kept_apart(results: JSON) -> str:
+    found = results.get("development") or {}
+    parts = [f"{found['loss']:.4f}"] if "loss" in found else []
+    parts += [f"perplexity {found['perplexity']:.2f}"] if "perplexity" in found else []
+    return ", ".join(parts)
+
+
+def task_lines(runs: Runs, link: Link) -> list[str]:
+    """Each task with every model's score beside the control's and the teacher's, the mean of six, and the runs they come from."""
+    groups = task_groups(runs)
+    if not groups:
+        return []
+    tasks = list(dict.fromkeys(task for task, _, _ in groups))
+    rows = [row for task in tasks for row in _task_rows(groups, task)]
+    found = [(name, run) for group in groups.values() for name, run in group.values()]
+    of_runs = [(run.results["title"], model_cell(run.subjects[0]), _seed(run), _score(run), link(name, run)) for name, run in found]
+    return joined([list(TASK_NOTES), table(TASK_HEAD, [*rows, *_mean_rows(groups)]), table(TASK_RUN_HEAD, of_runs)])
+
+
+def task_groups(runs: Runs) -> TaskGroups:
+    """The last run of each seed, by task, data and role; tasks in the order of SIX, then the others; teacher and student before the control."""
+    found: TaskGroups = {}
+    for name, run in of_kind(runs, "classification").items():
+        key = (str(run.results["task"]), tuple(item.sha256 for item in run.data), run.subjects[0].role)
+        found.setdefault(key, {})[run.results["seed"]] = (name, run)
+
+    def order(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
+        task, data, role = key
+        return SIX.index(task) if task in SIX else len(SIX), task, data, ROLES.index(role) if role in ROLES else 1, role
+
+    return {key: found[key] for key in sorted(found, key=order)}
+
+
+def _task_rows(groups: TaskGroups, task: str) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for (name, data, role), group in groups.items():
+        if name != task:
+            continue
+        run = median_run(group)
+        teacher, control = (groups.get((task, data, other)) for other in ("teacher", "control"))
+        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in run.results["metrics"].items())
+        against = _difference(run, control) if role not in ("teacher", "control") else ""
+        kept = _kept(run, teacher) if role != "teacher" else ""
+        rows.append((run.results["title"], f"{run.results['count']:,}", role, _score(run), metrics, _seeds(group), against, kept))
+    return rows
+
+
+def six_of(groups: TaskGroups) -> dict[str, list[JSON]]:
+    """The results of the median seeds of all six tasks, in their order, of each role that has them."""
+    by_role: dict[str, dict[str, JSON]] = {}
+    for (task, _, role), group in groups.items():
+        if task in SIX:
+            by_role.setdefault(role, {})[task] = median_run(group).results
+    return {role: [found[task] for task in SIX] for role, found in by_role.items() if len(found) == len(SIX)}
+
+
+def _mean_rows(groups: TaskGroups) -> list[tuple[str, ...]]:
+    """One row a role that has all six tasks.  Never called the GLUE score, which is of nine tasks and of hidden labels."""
+    whole = six_of(groups)
+    rows: list[tuple[str, ...]] = []
+    for role, results in whole.items():
+        against = kept = ""
+        if role not in ("teacher", "control") and "control" in whole:
+            against = signed(compare_means(results, whole["control"]).difference)
+        if role != "teacher" and "teacher" in whole:
+            kept = _retention(compare_means(results, whole["teacher"]))
+        rows.append(("mean of six", "", role, interval(mean_of_tasks(results)), "", "", against, kept))
+    return rows
+
+
+def median_run(group: Group) -> RunFile:
+    """The run with the median score; of an even number of seeds the lower of the middle two."""
+    ordered = sorted((run for _, run in group.values()), key=lambda run: float(run.results["score"]))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def _seeds(group: Group) -> str:
+    scores = [float(run.results["score"]) for _, run in group.values()]
+    return "1" if len(scores) == 1 else f"{len(scores)}: {min(scores):.2f} to {max(scores):.2f}"
+
+
+def _seed(run: RunFile) -> str:
+    return "" if run.results["seed"] is None else str(run.results["seed"])
+
+
+def _score(run: RunFile) -> str:
+    return interval(Interval.from_json(run.results["intervals"]["score"]))
+
+
+def _difference(run: RunFile, control: Group | None) -> str:
+    return signed(_against(run, median_run(control)).difference) if control else "not measured"
+
+
+def _kept(run: RunFile, teacher: Group | None) -> str:
+    return _retention(_against(run, median_run(teacher))) if teacher else "not measured"
+
+
+def _against(first: RunFile, second: RunFile) -> TaskComparison:
+    return compare_tasks(first.results, second.results, (first.name, second.name))
+
+
+def _retention(outcome: TaskComparison) -> str:
+    if outcome.retention is None:
+        return "none: the teacher's score is not shown to be above 0"
+    kept = outcome.retention
+    return f"{kept.value:.1f} [{kept.low:.1f}, {kept.high:.1f}]"
+
+
+def ablation_lines(runs: Runs, link: Link) -> list[str]:
+    """One table an ablation: ours beside the paper's differences, which are in another measure."""
+    parts: list[list[str]] = []
+    for name, run in of_kind(runs, "ablation").items():
+        r = run.results
+        parts.append([f"{run.name}: {r['measure']}. {link(name, run)}"])
+        parts.append(table(ABLATION_HEAD, [_ablation_row(row) for row in r["rows"]]))
+        parts.append([f"- {note}" for note in r.get("notes", ())])
+    return joined(parts)
+
+
+def _ablation_row(row: JSON) -> tuple[str, ...]:
+    by_seed = [f"{one['difference']:+.2f}" for one in row["seeds"] if one["difference"] is not None] or [f"{one['f1']:.2f}" for one in row["seeds"]]
+    difference = "reference" if row["difference"] is None else signed(Interval.from_json(row["difference"]))
+    paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
+    cells = (row["words"], f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", row["against"] or "", difference)
+    return (*cells, ", ".join(by_seed), paper)
+
+
+def speed_lines(runs: Runs, link: Link) -> list[str]:
+    """One waterfall a measurement of the speed of training."""
+    parts: list[list[str]] = []
+    for name, run in of_kind(runs, "training-speed").items():
+        r = run.results
+        rates = "; ".join(f"{who}: {interval(Interval.from_json(rate))} tokens a second" for who, rate in r["tokens_per_second"].items())
+        parts.append([f"{r['workload']}. {rates}; {interval(Interval.from_json(r['ratio']))} times. {link(name, run)}"])
+        parts.append(table_if_any(SPEED_HEAD, [_speed_row(row) for row in r["waterfall"]]))
+        parts.append([*_remarks(r), *(f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run))])
+    return joined(parts)
+
+
+def _speed_row(row: JSON) -> tuple[str, ...]:
+    ratio = row.get("ratio")
+    return str(row["step"]), f"{row['tokens_per_second']:,.0f}", interval(Interval.from_json(ratio)) if ratio else ""
+
+
+def _remarks(results: JSON) -> Sequence[str]:
+    said = []
+    if rate := results.get("matrix_rate"):
+        share = 100 * rate["reached_tflops"] / rate["measured_tflops"]
+        said.append(
+            f"- Reached: {rate['reached_tflops']:.3f} TFLOP/s, {share:.0f} % of the {rate['measured_tflops']:.3f} TFLOP/s that products of large "
+            "bf16 matrices have on this machine."
+        )
+    if results.get("loss_difference") is not None:
+        said.append(f"- Losses on the same batches without dropout differ by at most {results['loss_difference']:.1e}.")
+    return said

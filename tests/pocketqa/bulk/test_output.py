@@ -1,0 +1,143 @@
+"""The output of a run that stops at any point between two steps, and goes on to the same bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pocketqa.bulk.lines import Answered, Problem
+from pocketqa.bulk.output import Output
+from pocketqa.errors import DataError
+
+RUN = {"input": "a" * 8, "engine": "hash 1 fp32"}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.jsonl"
+
+
+def block(text: str, *problems: int) -> Answered:
+    return Answered(text.encode(), tuple(Problem(line, None, "why") for line in problems))
+
+
+def test_a_run_from_beginning_to_end(out):
+    with Output(out, RUN) as output:
+        assert output.state.blocks == 0 and not out.exists()
+        output.append(block("1\n2\n", 2), 2)
+        output.append(block("3\n"), 1)
+        output.finish()
+    assert out.read_text() == "1\n2\n3\n" and not output.partial.exists()
+    record = json.loads(output.record.read_text())
+    assert record["run"] == RUN and record["complete"] is True
+    assert {name: record[name] for name in ("blocks", "lines", "failed", "bytes", "problems")} == {
+        "blocks": 2, "lines": 3, "failed": 1, "bytes": 6, "problems": ["line 2: why"],
+    }  # fmt: skip
+    with Output(out, RUN) as again:
+        assert again.state == output.state
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl", "out.jsonl.run.json"]
+
+
+def test_only_the_first_problems_are_kept(out):
+    with Output(out, RUN) as output:
+        output.append(block("", *range(1, 4)), 3)
+        output.append(block("", *range(4, 10)), 6)
+        assert output.state.problems == tuple(f"line {number}: why" for number in range(1, 6)) and output.state.failed == 9
+
+
+def test_what_was_not_recorded_is_written_again(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+    with output.partial.open("ab") as file:
+        file.write(b"half of a li")  # killed between the write and the record
+    with Output(out, RUN) as output:
+        assert (output.state.blocks, output.state.lines) == (1, 1)
+        output.append(block("2\n"), 1)
+        output.finish()
+    assert out.read_text() == "1\n2\n"
+
+
+def test_killed_before_the_very_last_step(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        output.finish()
+    for before in (None, "of an earlier run, which --force was to replace"):
+        out.rename(output.partial)
+        if before:
+            out.write_text(before)
+        with Output(out, RUN) as again:
+            assert again.state.complete
+        assert out.read_text() == "1\n" and not output.partial.exists()
+
+
+def test_a_partial_file_that_lost_bytes_begins_anew(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n2\n"), 2)
+    output.partial.write_text("1\n")
+    with Output(out, RUN) as output:
+        assert output.state.blocks == 0 and output.partial.stat().st_size == 0
+
+
+def test_another_run_is_not_gone_on_with(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+    with pytest.raises(DataError, match=r"found another engine\. .*--force"):
+        Output(out, RUN | {"engine": "other"})
+    with pytest.raises(DataError, match="another engine and another input"):
+        Output(out, {"engine": "other"})
+    assert output.partial.read_text() == "1\n"
+    with Output(out, RUN | {"engine": "other"}, force=True) as output:
+        assert output.state.blocks == 0
+        output.append(block("new\n"), 1)
+        output.finish()
+    assert out.read_text() == "new\n"
+
+
+def test_somebody_elses_file_is_left_alone(out):
+    out.write_text("precious")
+    with pytest.raises(DataError, match="no run is recorded for"):
+        Output(out, RUN)
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"] and out.read_text() == "precious"
+
+
+def test_finished_answers_that_were_changed(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        output.finish()
+    out.write_text("1")
+    with pytest.raises(DataError, match="gone or changed"):
+        Output(out, RUN)
+    out.unlink()
+    with pytest.raises(DataError, match="gone or changed"):
+        Output(out, RUN)
+    assert not output.partial.exists()
+
+
+def test_a_second_process_is_kept_out(out):
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        with pytest.raises(DataError, match="another process that writes it"):
+            Output(out, RUN)
+        assert output.partial.read_text() == "1\n"
+    with Output(out, RUN):
+        pass
+
+
+def test_an_empty_run(out):
+    for _ in range(2):
+        with Output(out, RUN) as output:
+            if not output.state.complete:
+                output.finish()
+        assert out.read_bytes() == b""
+
+
+def test_records_that_cannot_be_read_and_places_that_cannot_be_written(out, tmp_path):
+    record = tmp_path / "out.jsonl.run.json"
+    texts = {"{": "Expecting property name", '{"format": 9}': "format 9", "{}": "'format'", '{"format": 1, "problems": []}': "'run'"}
+    for text, says in texts.items():
+        record.write_text(text)
+        with pytest.raises(DataError, match=f"record of a run at .*found: .*{says}.*--force"):
+            Output(out, RUN)
+    with pytest.raises(DataError, match="cannot be written: No such file"):
+        Output(tmp_path / "absent" / "out", RUN)
