@@ -96,7 +96,7 @@ def note(tally: Tally, block: Block, order: Sequence[Question], questions: Seque
         answers[column[question.number]] = answer_of(exchange.body) if exchange.status == OK else None
     tally.seconds.append(seconds)
     tally.answers.append(answers)
-    tally.rates.append(block.rate)
+    tally.rates.append(block.rate * sum(span is not None for span in answers) / len(answers))  # what was refused is no answer
     tally.client.append(block.client_share)
     tally.server.append(server_share)
     tally.spent += block.seconds

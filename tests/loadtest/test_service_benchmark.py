@@ -33,7 +33,7 @@ def test_all_contestants_open_one_model() -> None:
     assert list(made)[:2] == ["PocketQA", "A fp32"]
     assert made["PocketQA"][1:] == [
         "-m", "pocketqa", "serve", "--host", "127.0.0.1", "--port", "0", "--student", "models/student", "--teacher", "models/teacher",
-        "--batching", "off",
+        "--max-queue-seconds", "300", "--deadline-seconds", "600", "--batching", "off",
     ]  # fmt: skip
     assert made["A fp32"][2:] == ["loadtest.baseline_plain", "--model", "models/student", "--precision", "fp32"]
 
