@@ -165,7 +165,8 @@ class Conductor:
                 raise StepFailed(f"Expected {processes} processes to end a step of {seconds:.0f} s, found that {len(self._stepped)} did.")
             gevent.sleep(POLL_SECONDS)
         seen = self._log.models[model]
-        return Seen([float(time) for time in seen.column("latency")], seen.failures, [lag / 1000 for lag in seen.lags()])
+        times, lags = seen.column("latency"), seen.column("lag")
+        return Seen(times.tolist(), seen.failures, [lag / 1000 for lag in seen.lags()], (times - lags).tolist())
 
     def _receive(self, environment: Environment, msg: Message) -> None:
         self._log.merge(msg.data["log"])

@@ -151,8 +151,9 @@ def _at_common_rate(contestant: Contestant, questions: Sequence[Question], times
 
 def seen_of(sent: Sequence[Sent]) -> Seen:
     """What counts of a step; an answer without a text is a failure."""
-    right = [1000 * one.latency for one in sent if _text(one) is not None]
-    return Seen(right, len(sent) - len(right), [one.lag for one in sent])
+    right = [one for one in sent if _text(one) is not None]
+    times, answering = [1000 * one.latency for one in right], [1000 * (one.latency - one.lag) for one in right]
+    return Seen(times, len(sent) - len(right), [one.lag for one in sent], answering)
 
 
 def results_of(

@@ -77,6 +77,16 @@ def test_a_step_in_which_the_client_was_late_is_done_again_and_at_last_void() ->
         find_rate(Found(), "B", RateSearch(4.0), TERMS, lambda rate, seconds: Seen([100.0], 0, [0.5]), said.append)
 
 
+def test_a_late_client_does_not_matter_where_the_server_is_too_slow_anyway() -> None:
+    def full(rate: float, seconds: float) -> Seen:
+        """All connections are taken from 10 a second on: requests wait for one, and then for their answers."""
+        return Seen([100.0] * 50, 0, [0.0] * 50, [100.0] * 50) if rate < 10 else Seen([2300.0] * 50, 0, [2.0] * 50, [300.0] * 50)
+
+    found = Found()
+    find_rate(found, "B", RateSearch(4.0), TERMS, full, lambda line: None)
+    assert 10.0 / 1.105 <= (found.rates[0] or 0.0) < 10.0
+
+
 def test_what_searches_found() -> None:
     found = {"student": Found([20.0, 24.0]), "B": Found([10.0, 12.0]), "teacher": Found([None, None]), "A bf16": Found([None, 3.0])}
     kept = search_of(found, "p99<250ms", "student")
@@ -104,7 +114,9 @@ def test_an_answer_without_a_text_is_a_failure() -> None:
         Sent(2, 0.2, 0.003, 0.3, 503, b"", good),
         Sent(3, 0.3, 0.004, 30.0, 0, error="TimeoutError: "),
     ]
-    assert seen_of(sent) == Seen([100.0], 3, [0.001, 0.002, 0.003, 0.004])
+    seen = seen_of(sent)
+    assert (seen.times, seen.failures, seen.lags) == ([100.0], 3, [0.001, 0.002, 0.003, 0.004])
+    assert seen.answering == pytest.approx([99.0])
 
 
 @pytest.mark.full
