@@ -15,10 +15,10 @@ from locust.env import Environment
 from loadtest.arriving import Conductor
 from loadtest.objectives import ERRORS, Objective
 from loadtest.open_loop import lag_limit, why_void
-from loadtest.options import START_RATE, is_open, objectives
+from loadtest.options import is_open, objectives
 from loadtest.pairs import Log, table
 from loadtest.questions import MODELS
-from loadtest.rate_search import Found, RateSearch, Terms, find_rate
+from loadtest.rate_search import START_RATE, Found, RateSearch, Terms, find_rate
 from loadtest.record import Loop, write_run
 from pocketqa.errors import PocketQAError
 from pocketqa.runs import Subject

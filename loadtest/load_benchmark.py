@@ -31,16 +31,15 @@ from loadtest.open_loop import MAX_LAG, Sent, arrivals, run_open_loop
 from loadtest.processes import Cores, Server, machine_cpu, pinned
 from loadtest.questions import MODELS as ROLES
 from loadtest.questions import SAMPLES, Question, load_questions
-from loadtest.race import OK, RESAMPLES, answer_of, request_of
-from loadtest.rate_search import LOWEST, Found, RateSearch, Seen, Terms, find_rate, in_time, step_seconds
-from loadtest.record import data_file, search_of
+from loadtest.race import OK, RESAMPLES, answer_of, request_of, scores_of
+from loadtest.rate_search import LOWEST, START_RATE, Found, RateSearch, Seen, Terms, find_rate, in_time, step_seconds
+from loadtest.record import data_file, intervals_of, percentiles_of, search_of
 from loadtest.service_benchmark import BASELINES, MODELS, OURS, commands, load_of, own_cpu, running, say, subjects_of
-from pocketqa import metrics, runs
+from pocketqa import runs
 from pocketqa.errors import MissingExtra, OptionsError
 
 STUDENT = "student"  # of the contestants, the one to which the others are compared
 AGAINST = ("A fp32", "A bf16", "B")
-START_RATE = 4.0  # requests a second
 SHARE = 0.5  # of the lowest of the highest rates: at which all are compared
 
 Row = dict[str, Any]
@@ -67,8 +66,8 @@ class Contestant:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa benchmark --workload load`.  Raises PocketQAError."""
     given = _parse(argv)
+    questions = load_questions(given.data, given.limit, given.seed)
     try:
-        questions = load_questions(given.data, given.limit, given.seed)
         terms = Terms(Objective.parse(given.objective), given.seconds, given.max_lag / 1000)
     except ValueError as error:
         raise OptionsError(str(error)) from None
@@ -183,8 +182,8 @@ def results_of(
         workload,
         {name: runs.summarise_times(times) for name, times in answered.items()},
         {f"{name} / {STUDENT}": ratio for name, ratio in compared["p50"].items()},
-        quantiles={name: [round(1000 * float(value), 3) for value in np.percentile(times, range(101))] for name, times in answered.items()},
-        intervals={name: _intervals(times, numbers[right[name]]) for name, times in answered.items()},
+        quantiles={name: percentiles_of(1000 * times) for name, times in answered.items()},
+        intervals={name: intervals_of(1000 * times, numbers[right[name]]) for name, times in answered.items()},
         search=search_of({one.name: one.found for one in contestants}, given.objective, STUDENT),
         extra={
             "contestants": {one.name: _words(one.name, subjects) for one in contestants},
@@ -230,15 +229,10 @@ def _text(one: Sent) -> str | None:
     return None if answer is None else answer[0]
 
 
-def _intervals(seconds: np.typing.NDArray[np.float64], numbers: np.typing.NDArray[np.int64]) -> Row:
-    return {f"p{q}": runs.quantile_interval(1000 * seconds, q / 100, numbers, resamples=RESAMPLES).to_json(3) for q in (50, 90, 99)}
-
-
 def _scores(sent: Sequence[Sent], asked: Sequence[Question]) -> Row:
     """Exact match and F1 in percent; a failure scores nothing."""
-    pairs = [(_text(one) or "", question.golds) for one, question in zip(sent, asked, strict=True)]
-    exact, overlap = ([score(text, golds) for text, golds in pairs] for score in (metrics.exact_match, metrics.f1))
-    return {"exact_match": round(100 * float(np.mean(exact)), 2), "f1": round(100 * float(np.mean(overlap)), 2)}
+    exact, overlap = scores_of(map(_text, sent), asked)
+    return {"exact_match": round(exact, 2), "f1": round(overlap, 2)}
 
 
 def _words(name: str, subjects: Sequence[runs.Subject]) -> str:

@@ -12,8 +12,6 @@ from loadtest.questions import SAMPLES
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
 
-START_RATE = 4.0  # requests a second at which a search begins
-
 
 def add_options(parser: LocustArgumentParser) -> None:
     """Those that a person may change between two runs are on the web page too."""

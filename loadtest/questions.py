@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketqa import metrics, squad
+from pocketqa.errors import OptionsError
 
 SAMPLES = Path(squad.__file__).with_name("samples.json")
 MODELS = ("teacher", "student")
@@ -27,13 +28,13 @@ class Question:
 def load_questions(source: str | Path = SAMPLES, limit: int = 0, seed: int = 0, unanswerable: bool = False) -> list[Question]:
     """Questions of a SQuAD-format file (path, compressed path or Hub name); those without an answer only where they are wanted.
 
-    limit: a seeded sample of so many of them; 0 takes all.  Raises pocketqa's DataError, and ValueError when nothing is left to ask.
+    limit: a seeded sample of so many of them; 0 takes all.  Raises pocketqa's DataError, and OptionsError when nothing is left to ask.
     """
     if limit < 0:
-        raise ValueError(f"Expected --limit to be a number of questions, or 0 for all, found {limit}.")
+        raise OptionsError(f"Expected --limit to be a number of questions, or 0 for all, found {limit}.")
     examples = [example for example in squad.load(source) if unanswerable or not example.is_impossible]
     if not examples:
-        raise ValueError(
+        raise OptionsError(
             f"Expected at least one question with an answer in {source}, found none. With --no-answer, unanswerable questions are asked too."
         )
     if 0 < limit < len(examples):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,7 +121,7 @@ def points_of(tallies: Tallies, questions: Sequence[Question], reference: str) -
     fewest = min(users for users, _ in tallies)
     for (users, name), tally in tallies.items():
         times = 1000 * np.concatenate(tally.seconds)  # (R * N,)
-        exact, overlap = _scores(tally, questions)
+        exact, overlap = scores_of([text for texts in tally.texts for text in texts], [*questions] * len(tally.texts))
         row: Row = {"users": users, "contestant": name, "count": len(times), "failures": tally.failures}
         row |= {"p50": round(float(np.median(times)), 3), "p99": round(float(np.quantile(times, 0.99)), 3)}
         row |= {"rate": mean_interval(tally.rates, resamples=RESAMPLES).to_json(3), "exact_match": round(exact, 2), "f1": round(overlap, 2)}
@@ -162,9 +162,9 @@ def _same(mine: Sequence[Sequence[object]], theirs: Sequence[Sequence[object]]) 
     return np.array([[a == b for a, b in zip(*rounds, strict=True)] for rounds in zip(mine, theirs, strict=True)])
 
 
-def _scores(tally: Tally, questions: Sequence[Question]) -> tuple[float, float]:
+def scores_of(texts: Iterable[str | None], questions: Iterable[Question]) -> tuple[float, float]:
     """Exact match and F1 in percent; a failure scores nothing."""
-    pairs = [(text or "", question.golds) for texts in tally.texts for text, question in zip(texts, questions, strict=True)]
+    pairs = [(text or "", question.golds) for text, question in zip(texts, questions, strict=True)]
     exact = [metrics.exact_match(text, golds) for text, golds in pairs]
     overlap = [metrics.f1(text, golds) for text, golds in pairs]
     return 100 * float(np.mean(exact)), 100 * float(np.mean(overlap))

@@ -15,6 +15,7 @@ from loadtest.open_loop import MAX_LAG, VoidRun, why_void
 from pocketqa import runs
 
 STEP = 1.1  # from one rate of the grid to the next
+START_RATE = 4.0  # requests a second at which a first search begins
 LOWEST, HIGHEST = 0.5, 20_000.0  # requests a second
 STRIDE = 8  # at most so many rates of the grid at once while one end is unknown: about twice the rate
 MIN_REQUESTS = 30  # expected in a step, which at low rates takes longer for it
@@ -75,7 +76,7 @@ def in_time(rate: float, seconds: float, measure: Measure, max_lag: float, say: 
     for _ in range(TRIES):
         seen = measure(rate, seconds)
         reason = why_void(seen.lags, [time / 1000 for time in seen.times], max_lag)
-        if not reason or (objective is not None and seen.answering and objective.found(seen.answering, seen.failures) >= objective.limit):
+        if not reason or (objective is not None and seen.answering and not objective.met(seen.answering, seen.failures)):
             return seen
         say(f"{rate:g} requests a second: void, {reason}")
     raise VoidRun(f"Expected {rate:g} requests a second to be sent in time, found {TRIES} times: {reason}. Leave the client a core of its own.")

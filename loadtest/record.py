@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.checks import STAGES
 from loadtest.pairs import RESAMPLES, STUDENT, Log, ModelLog, ratios, where
@@ -91,8 +92,8 @@ def write_run(
         named,
         stages={model: _stages(one) for model, one in models.items()},
         where={model: _rounded(where(one)) for model, one in models.items()},
-        quantiles={model: [round(float(q), 3) for q in np.percentile(one.column("latency"), range(101))] for model, one in models.items()},
-        intervals={model: _intervals(one) for model, one in models.items()},
+        quantiles={model: percentiles_of(one.column("latency")) for model, one in models.items()},
+        intervals={model: intervals_of(one.column("latency"), one.column("number").astype(int)) for model, one in models.items()},
         search=search_of(found, loop.objective, STUDENT) if loop.objective else None,
         extra=_counts(log, loop) if models else {"users": loop.users, "seconds": round(loop.seconds, 1), "seed": loop.seed},
     )
@@ -140,11 +141,14 @@ def _stages(log: ModelLog) -> Row:
     return {stage: runs.summarise_times(log.column(stage) / 1000).to_json() for stage in STAGES if stage != "total"}
 
 
-def _intervals(log: ModelLog) -> Row:
-    """Of the percentiles; questions are drawn, since the same one asked again tells little that is new."""
-    numbers = log.column("number").astype(int)
-    latency = log.column("latency")
-    return {f"p{q}": runs.quantile_interval(latency, q / 100, numbers, resamples=RESAMPLES).to_json(3) for q in (50, 90, 99)}
+def percentiles_of(milliseconds: NDArray[np.float64]) -> list[float]:
+    """Minimum, percentiles and maximum (101 values)."""
+    return [round(float(value), 3) for value in np.percentile(milliseconds, range(101))]
+
+
+def intervals_of(milliseconds: NDArray[np.float64], numbers: NDArray[np.int64]) -> Row:
+    """Of the percentiles; questions, by their numbers, are drawn, since the same one asked again tells little that is new."""
+    return {f"p{q}": runs.quantile_interval(milliseconds, q / 100, numbers, resamples=RESAMPLES).to_json(3) for q in (50, 90, 99)}
 
 
 def _rounded(parts: Mapping[str, float] | None) -> Row:

@@ -23,19 +23,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest import rounds
 from loadtest.balancer import Balancer, free_port
 from loadtest.closed_loop import run_block
-from loadtest.open_loop import Sent, arrivals, run_open_loop, why_void
+from loadtest.open_loop import Sent, arrivals, run_open_loop
 from loadtest.processes import Cores, Server, machine_cpu, pinned, python
-from loadtest.questions import SAMPLES, Question, load_questions
+from loadtest.questions import Question, load_questions
 from loadtest.race import request_of
 from loadtest.record import data_file, served_models
+from loadtest.rounds import add_options, not_checked, run_rounds, split_cores
 from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
 from pocketqa.errors import OptionsError
@@ -74,7 +75,7 @@ class Setup:
 def main(argv: Sequence[str]) -> int:
     """The command `python -m loadtest.replicas`.  Raises PocketQAError."""
     given = _parse(argv)
-    questions = _questions(given)
+    questions = load_questions(given.data, given.limit, given.seed)
     cores = split_cores()
     with running(given, cores) as (one, two), pinned(cores.client):
         subjects = served_models(one.servers[0].url)
@@ -90,14 +91,8 @@ def main(argv: Sequence[str]) -> int:
     results = runs.replica_results(workload, points_of((one, two)), ratios_of(one, two), events, void=void, load=load, extra=extra)
     print(json.dumps(results) if given.json else "\n".join(lines(results)))
     if given.run_file:
-        say(f"run file: {runs.write(_run(given, argv, subjects, questions, results), given.run_file)}")
+        say(f"run file: {runs.write(_run(given, argv, subjects, questions, results, cores), given.run_file)}")
     return 0 if not void and all(row["clean"] for row in events) else 1
-
-
-def split_cores() -> Cores:
-    """Two cores for the servers and one of the others for the client; none in particular where there are fewer than three."""
-    allowed = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-    return Cores(allowed[:2], allowed[2:]) if len(allowed) > 2 else Cores((), ())
 
 
 @contextlib.contextmanager
@@ -143,20 +138,13 @@ def capacity(setup: Setup, questions: Sequence[Question], seed: int) -> float:
 
 def compare(setups: Sequence[Setup], questions: Sequence[Question], rate: float, given: argparse.Namespace) -> list[str]:
     """All rounds; returns why some of them say more about the client than about a set-up."""
-    choice = random.Random(given.seed)
-    void = []
-    for number in range(given.rounds):
-        times = arrivals(rate, given.seconds, choice.randrange(1 << 32))
-        plan = [request_of(question) for question in choice.choices(questions, k=len(times))]
-        for setup in choice.sample(setups, len(setups)):
-            sent = run_open_loop(setup.balancer.port, plan, times)
-            setup.seconds.append(np.array([one.latency for one in sent]))
-            setup.statuses.update(one.status for one in sent)
-            if reason := why_void([one.lag for one in sent], [one.latency for one in sent]):
-                void.append(f"round {number + 1}, {setup.name}: {reason}")
-            p50, p99 = 1000 * np.quantile(setup.seconds[-1], (0.5, 0.99))
-            say(f"round {number + 1} of {given.rounds}, {setup.name}: {len(sent)} questions, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-    return void
+    named = {setup.name: setup for setup in setups}
+
+    def note(name: str, sent: Sequence[Sent]) -> None:
+        named[name].seconds.append(np.array([one.latency for one in sent]))
+        named[name].statuses.update(one.status for one in sent)
+
+    return run_rounds({name: setup.balancer.port for name, setup in named.items()}, questions, rate, given, note)
 
 
 def end_one(setup: Setup, event: str, questions: Sequence[Question], rate: float, given: argparse.Namespace, cores: Cores) -> Row:
@@ -213,11 +201,8 @@ def points_of(setups: Sequence[Setup]) -> list[Row]:
 
 
 def ratios_of(one: Setup, two: Setup) -> list[Row]:
-    """How many times faster two replicas are than one, at percentiles; rounds are drawn, since the questions of one wait for each other."""
-    rounds = np.repeat(np.arange(len(one.seconds)), [len(times) for times in one.seconds])  # (R * N,)
-    first, second = np.concatenate(one.seconds), np.concatenate(two.seconds)
-    quantiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-    return [{"of": of, **runs.quantile_ratio(first, second, quantile, rounds, resamples=2_000).to_json(4)} for of, quantile in quantiles.items()]
+    """How many times faster two replicas are than one, at percentiles."""
+    return [{"of": of, **ratio.to_json(4)} for of, ratio in rounds.ratios_of(one.seconds, two.seconds).items()]
 
 
 def lines(results: Row) -> list[str]:
@@ -238,20 +223,18 @@ def said_of(row: Row) -> str:
     return f"{row['sent']:,} questions: {statuses}, {row['cut']:,} cut off, {row['wrong']:,} wrong, the longest {row['longest']:.0f} ms: {verdict}"
 
 
-def _questions(given: argparse.Namespace) -> list[Question]:
-    try:
-        return load_questions(given.data, given.limit, given.seed)
-    except ValueError as error:
-        raise OptionsError(str(error)) from None
-
-
 def _run(
-    given: argparse.Namespace, argv: Sequence[str], subjects: Sequence[runs.Subject], questions: Sequence[Question], results: Row
+    given: argparse.Namespace, argv: Sequence[str], subjects: Sequence[runs.Subject], questions: Sequence[Question], results: Row, cores: Cores
 ) -> runs.RunFile:
-    missing = [] if results["pinned"] else ["client and servers on different cores: that takes three, or a system that pins processes"]
     student = [subject for subject in subjects if subject.role == "student"]
     return runs.new_run(
-        "replicas", "scale-out", student, [data_file(given.data, len(questions))], ["python", "-m", "loadtest.replicas", *argv], results, missing
+        "replicas",
+        "scale-out",
+        student,
+        [data_file(given.data, len(questions))],
+        ["python", "-m", "loadtest.replicas", *argv],
+        results,
+        not_checked(cores),
     )
 
 
@@ -259,17 +242,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.replicas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--student", type=Path, metavar="DIR", help="the student, which is asked (default: that of pocketqa serve)")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="served beside it and not asked")
-    parser.add_argument("--data", default=str(SAMPLES), metavar="FILE", help="questions in SQuAD format (default: the project's own samples)")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="a random sample of N questions; 0, the default, takes all")
-    parser.add_argument("--rate", type=float, metavar="N", help=f"questions a second (default: {SHARE:g} of what one replica answers {USERS} users)")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="of each run (default: %(default)g)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="runs of each set-up (default: %(default)s)")
-    parser.add_argument("--serve-options", type=str.split, default=[], metavar="TEXT", help='more options of `pocketqa serve`, as "--batching off"')
-    parser.add_argument("--seed", type=int, default=0, help="of questions, orders, times and draws (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--run-file", metavar="PATH", help="write the numbers to a run file, or into a folder")
+    add_options(parser, f"{SHARE:g} of what one replica answers {USERS} users")
     given = parser.parse_args(argv)
     if given.rounds < 2:
         raise OptionsError(f"Expected --rounds to be at least 2, since intervals draw rounds; found {given.rounds}.")

@@ -30,7 +30,7 @@ from loadtest import service_costs
 from loadtest.processes import Cores, Server, ServerFailed, machine_cpu, pinned, python
 from loadtest.questions import SAMPLES, Question, load_questions
 from loadtest.race import Row, points_of, rates_of, ratios_of, run_race
-from loadtest.record import served_models
+from loadtest.record import data_file, served_models
 from pocketqa import runs
 from pocketqa.errors import MissingExtra, OptionsError
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         if find_spec(package) is None:
             raise MissingExtra(package, "train", "`pocketqa benchmark --workload service`")
     cores = Cores.split()
-    questions = _questions(given)
+    questions = load_questions(given.data, given.limit, given.seed)
     with _paper_student(given) if given.preset else contextlib.nullcontext(given.model) as model:
         results, subjects = measure(model, questions, given, cores)
     print("\n".join(lines(results)))
@@ -226,19 +226,10 @@ def load_of(began: float | None, own: float, servers: Sequence[Server], wall: fl
     return {"others": round(others, 4), "busy": bool(reasons), "reasons": reasons}
 
 
-def _questions(given: argparse.Namespace) -> list[Question]:
-    try:
-        return load_questions(given.data, given.limit, given.seed)
-    except ValueError as error:
-        raise OptionsError(str(error)) from None
-
-
 def _run(
     given: argparse.Namespace, argv: Sequence[str], subjects: Sequence[runs.Subject], questions: Sequence[Question], results: Row, cores: Cores
 ) -> runs.RunFile:
-    path = Path(given.data)
-    split = "samples" if path.resolve() == SAMPLES.resolve() else "other"
-    data = runs.DataFile(path.name, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "", len(questions), split)
+    data = data_file(given.data, len(questions))
     missing = [] if cores.client else ["client and servers on different cores: this system does not pin processes, or has one core"]
     if given.preset:
         missing.append("exact match and F1 of the paper-size student: its weights are random")

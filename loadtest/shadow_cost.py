@@ -12,27 +12,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import random
 import re
 import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.closed_loop import run_block
-from loadtest.open_loop import arrivals, run_open_loop, why_void
+from loadtest.open_loop import Sent
 from loadtest.processes import Cores, Server, ServerFailed, machine_cpu, pinned, python
-from loadtest.questions import SAMPLES, Question, load_questions
+from loadtest.questions import Question, load_questions
 from loadtest.race import request_of
 from loadtest.record import data_file, served_models
-from loadtest.replicas import split_cores
-from loadtest.service_benchmark import load_of, own_cpu
+from loadtest.rounds import add_options, not_checked, ratios_of, run_rounds, split_cores
+from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
 from pocketqa.errors import OptionsError, PocketQAError
 
@@ -58,10 +56,7 @@ class Tally:
 def main(argv: Sequence[str]) -> int:
     """The command `python -m loadtest.shadow_cost`.  Raises PocketQAError."""
     given = _parse(argv)
-    try:
-        questions = load_questions(given.data, given.limit, given.seed)
-    except ValueError as error:
-        raise OptionsError(str(error)) from None
+    questions = load_questions(given.data, given.limit, given.seed)
     cores = split_cores()
     with running(given, cores) as tallies, pinned(cores.client):
         subjects = served_models(tallies[WITHOUT].server.url)
@@ -75,8 +70,7 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps(results) if given.json else "\n".join(lines(results)))
     if given.run_file:
         command = ["python", "-m", "loadtest.shadow_cost", *argv]
-        missing = [] if cores.client else ["client and servers on different cores: that takes three, or a system that pins processes"]
-        run = runs.new_run("load", "shadow", subjects, [data_file(given.data, len(questions))], command, results, missing)
+        run = runs.new_run("load", "shadow", subjects, [data_file(given.data, len(questions))], command, results, not_checked(cores))
         say(f"run file: {runs.write(run, given.run_file)}")
     return 1 if void else 0
 
@@ -120,22 +114,14 @@ def capacity(tallies: Iterable[Tally], questions: Sequence[Question]) -> float:
 
 def race(tallies: dict[str, Tally], questions: Sequence[Question], rate: float, given: argparse.Namespace) -> list[str]:
     """All rounds; returns why some of them say more about the client than about a service."""
-    choice = random.Random(given.seed)
-    void = []
-    for number in range(given.rounds):
-        times = arrivals(rate, given.seconds, choice.randrange(1 << 32))
-        plan = [request_of(question) for question in choice.choices(questions, k=len(times))]
-        for name in choice.sample(sorted(tallies), len(tallies)):
-            tally = tallies[name]
-            sent = run_open_loop(tally.server.port, plan, times)
-            settle(tally.server)
-            tally.seconds.append(np.array([one.latency for one in sent]))
-            tally.failures += sum(one.status != OK for one in sent)
-            if reason := why_void([one.lag for one in sent], [one.latency for one in sent]):
-                void.append(f"round {number + 1}, {name}: {reason}")
-            p50, p99 = 1000 * np.quantile(tally.seconds[-1], (0.5, 0.99))
-            say(f"round {number + 1} of {given.rounds}, {name}: {len(sent)} questions, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-    return void
+
+    def note(name: str, sent: Sequence[Sent]) -> None:
+        tally = tallies[name]
+        settle(tally.server)
+        tally.seconds.append(np.array([one.latency for one in sent]))
+        tally.failures += sum(one.status != OK for one in sent)
+
+    return run_rounds({name: tally.server.port for name, tally in tallies.items()}, questions, rate, given, note)
 
 
 def outcomes(server: Server) -> dict[str, int]:
@@ -158,16 +144,13 @@ def settle(server: Server) -> None:
 
 def results_of(tallies: dict[str, Tally], rate: float, given: argparse.Namespace, counts: dict[str, int], void: Sequence[str], load: Row) -> Row:
     """The run file's: times of both, how many times those with the shadow are those without (rounds are drawn), what the shadow did."""
-    with_it, without = (np.concatenate(tallies[name].seconds) for name in (WITH, WITHOUT))
-    rounds = np.repeat(np.arange(given.rounds), [len(times) for times in tallies[WITH].seconds])  # (R * N,)
-    quantiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
     share = f"{100 * given.shadow:g} % in the shadow"
     return runs.timing_results(
         f"open loop, {rate:.2f} questions a second at Poisson times, {given.rounds} rounds of {given.seconds:g} s, {share}",
         {name: runs.summarise_times(np.concatenate(tally.seconds)) for name, tally in tallies.items()},
-        {f"{of}, {WITH} / {WITHOUT}": runs.quantile_ratio(with_it, without, q, rounds, resamples=2_000) for of, q in quantiles.items()},
+        {f"{of}, {WITH} / {WITHOUT}": ratio for of, ratio in ratios_of(tallies[WITH].seconds, tallies[WITHOUT].seconds).items()},
         extra={
-            "requests": len(with_it) + len(without),
+            "requests": sum(len(seconds) for tally in tallies.values() for seconds in tally.seconds),
             "failures": sum(tally.failures for tally in tallies.values()),
             "shadow": {"share": given.shadow, **counts},
             "void": list(void),
@@ -193,27 +176,12 @@ def lines(results: Row) -> list[str]:
     return said + [f"void: {reason}" for reason in results["void"]] + [f"busy machine: {reason}" for reason in results["load"]["reasons"]]
 
 
-def say(text: str) -> None:
-    """Progress, beside the results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.shadow_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--shadow", type=float, default=0.05, metavar="SHARE", help="of the student's requests (default: %(default)g)")
-    parser.add_argument("--student", type=Path, metavar="DIR", help="the student, which is asked (default: that of pocketqa serve)")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher, which answers in the shadow")
-    parser.add_argument("--data", default=str(SAMPLES), metavar="FILE", help="questions in SQuAD format (default: the project's own samples)")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="a random sample of N questions; 0, the default, takes all")
-    parser.add_argument("--rate", type=float, metavar="N", help=f"questions a second (default: {SHARE:g} of what one user gets)")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="of each run (default: %(default)g)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="runs of each service (default: %(default)s)")
-    parser.add_argument("--serve-options", type=str.split, default=[], metavar="TEXT", help='more options of `pocketqa serve`, as "--threads 1"')
-    parser.add_argument("--seed", type=int, default=0, help="of questions, orders, times and draws (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--run-file", metavar="PATH", help="write the numbers to a run file, or into a folder")
+    add_options(parser, f"{SHARE:g} of what one user gets")
     given = parser.parse_args(argv)
     if given.rounds < 2 or given.seconds <= 0 or not 0 < given.shadow <= 1 or (given.rate is not None and given.rate <= 0):
         raise OptionsError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pocketqa.errors import OptionsError
+from pocketqa.results import check_rows
 from pocketqa.types import JSON
 
 POINT = ("setup", "count", "p50", "p90", "p99", "failures")
@@ -32,8 +32,7 @@ def replica_results(
     Raises OptionsError for entries that are missing.
     """
     for name, rows, keys in (("point", points, POINT), ("ratio", ratios, RATIO), ("event", events, EVENT)):
-        if missing := sorted({key for row in rows for key in keys if key not in row}):
-            raise OptionsError(f"The {name}s of a run of replicas need {', '.join(keys)}; {', '.join(missing)} missing.")
+        check_rows(f"The {name}s of a run of replicas need", rows, keys)
     return {
         "workload": workload,
         "points": list(points),

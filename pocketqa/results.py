@@ -141,9 +141,7 @@ def compression_results(
     percent points) and "chosen" (group of weights -> scheme); sensitivity: group -> what each scheme alone costs; max_f1_drop: the budget, percent
     points; selected: which point was kept, None where none was within the budget.  Raises OptionsError for points without these entries.
     """
-    needed = ("bytes", "f1", "f1_loss", "chosen")
-    if missing := sorted({key for point in points for key in needed if key not in point}):
-        raise OptionsError(f"A point of a compression needs {', '.join(needed)}; {', '.join(missing)} missing.")
+    check_rows("A point of a compression needs", points, ("bytes", "f1", "f1_loss", "chosen"))
     tried = {"points": list(points), "sensitivity": sensitivity, "max_f1_drop": max_f1_drop, "selected": selected}
     return {"workload": workload, **tried, **(extra or {})}
 
@@ -198,6 +196,12 @@ def check_device(device: object) -> list[str]:
     if device.get("kind") not in DEVICE_KINDS:
         problems.append(f"the kind of a device must be {' or '.join(DEVICE_KINDS)}, found {device.get('kind')!r}")
     return problems
+
+
+def check_rows(needs: str, rows: Sequence[JSON], keys: Sequence[str]) -> None:
+    """Raise OptionsError where a row lacks one of the keys.  needs: the beginning of the message, such as "A point of a service run needs"."""
+    if missing := sorted({key for row in rows for key in keys if key not in row}):
+        raise OptionsError(f"{needs} {', '.join(keys)}; {', '.join(missing)} missing.")
 
 
 def timing_results(

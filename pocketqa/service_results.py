@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pocketqa.errors import OptionsError
+from pocketqa.results import check_rows
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
@@ -39,8 +40,7 @@ def service_results(
     Raises OptionsError for entries that are missing or name no contestant.
     """
     for name, rows, keys in (("point", points, POINT), ("ratio", ratios, RATIO), ("cost", costs, COST)):
-        if missing := sorted({key for row in rows for key in keys if key not in row}):
-            raise OptionsError(f"A {name} of a service run needs {', '.join(keys)}; {', '.join(missing)} missing.")
+        check_rows(f"A {name} of a service run needs", rows, keys)
     named = {row["contestant"] for row in points} | {row["against"] for row in ratios}
     if unknown := sorted(named - set(contestants)):
         raise OptionsError(f"Expected the contestants {', '.join(contestants)}; found {', '.join(unknown)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pocketqa.errors import OptionsError
+from pocketqa.results import check_rows
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
@@ -21,8 +22,7 @@ def ablation_results(measure: str, reference: str, rows: Sequence[JSON], *, extr
     Raises OptionsError for rows without these entries or against a row that is not there.
     """
     names = [row.get("name") for row in rows]
-    if missing := sorted({key for row in rows for key in ROW if key not in row}):
-        raise OptionsError(f"A row of an ablation needs {', '.join(ROW)}; {', '.join(missing)} missing.")
+    check_rows("A row of an ablation needs", rows, ROW)
     if reference not in names or any(row["against"] not in (None, *names) for row in rows):
         raise OptionsError(f"A row of an ablation is compared with another of its rows ({', '.join(map(str, names))}).")
     return {"measure": measure, "reference": reference, "rows": list(rows), **(extra or {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from pocketqa.reporting.mobile_tables import busy, joined, table_if_any
+from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
 from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind, timing_table
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
@@ -53,7 +53,7 @@ def _search_parts(name: str, run: RunFile, link: Link) -> Iterable[list[str]]:
     ]
     yield [f"- {who}: {r['contestants'][who]}" for who in order_of(search) if who in r.get("contestants", {})]
     yield table_if_any(SEARCH_HEAD, [_search_row(who, r) for who in order_of(search)])
-    yield [f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run)]
+    yield busy_lines(run)
 
 
 def order_of(search: JSON) -> Sequence[str]:

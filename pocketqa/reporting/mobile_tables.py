@@ -132,7 +132,7 @@ def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
         table_if_any(RATIO_HEAD, (row for name, run in found.items() for row in _ratio_rows(run, brief(name, run)))),
         table_if_any(LOAD_HEAD, (row for name, run in found.items() for row in _load_rows(run, brief(name, run)))),
         [f"- {remark} ({brief(name, run)})" for name, run in found.items() for remark in run.results.get("remarks", [])],
-        [f"- Busy machine, so its times are not to be trusted: {reason} ({brief(name, run)})" for name, run in found.items() for reason in busy(run)],
+        [f"{line} ({brief(name, run)})" for name, run in found.items() for line in busy_lines(run)],
         timing_table(older, "latency", link),
     ]
     return joined(parts)
@@ -155,6 +155,11 @@ def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
 def busy(run: RunFile) -> list[str]:
     """Why the machine of a latency counts as busy."""
     return list(run.results.get("load", {}).get("reasons", ())) or ["no reason was stored"] if run.results.get("busy") else []
+
+
+def busy_lines(run: RunFile) -> list[str]:
+    """A remark for each reason."""
+    return [f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run)]
 
 
 def audit_lines(runs: Runs, link: Link) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pocketqa.reporting.mobile_tables import busy, joined, table_if_any
+from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
 from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
@@ -27,7 +27,7 @@ def replica_lines(runs: Runs, link: Link) -> list[str]:
         parts.append(table_if_any(RATIO_HEAD, [(row["of"], interval(Interval.from_json(row))) for row in r["ratios"]]))
         parts.append(table_if_any(EVENT_HEAD, [_event_row(row) for row in r["events"]]))
         parts.append([f"- Void: {reason}." for reason in r["void"]])
-        parts.append([f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run)])
+        parts.append(busy_lines(run))
     return joined(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pocketqa.reporting.mobile_tables import busy, joined, table_if_any
+from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
 from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind
 from pocketqa.runs import RunFile, judge, verdict
 from pocketqa.service_results import contestants_of
@@ -34,7 +34,7 @@ def service_lines(runs: Runs, link: Link) -> list[str]:
         parts.append(table_if_any(RATIO_HEAD, _ratio_rows(r)))
         parts.append(table_if_any(BAR_HEAD, _bar_rows(r)))
         parts.append(table_if_any(COST_HEAD, [_cost_row(row) for row in r["costs"]]))
-        parts.append([*_remarks(r), *(f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run))])
+        parts.append([*_remarks(r), *busy_lines(run)])
     return joined(parts)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pocketqa.reporting.mobile_tables import busy, joined, table_if_any
+from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
 from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, signed, table, training_table
 from pocketqa.runs import RunFile, TaskComparison, compare_tasks
 from pocketqa.statistics import Interval
@@ -202,7 +202,7 @@ def speed_lines(runs: Runs, link: Link) -> list[str]:
         rates = "; ".join(f"{who}: {interval(Interval.from_json(rate))} tokens a second" for who, rate in r["tokens_per_second"].items())
         parts.append([f"{r['workload']}. {rates}; {interval(Interval.from_json(r['ratio']))} times. {link(name, run)}"])
         parts.append(table_if_any(SPEED_HEAD, [_speed_row(row) for row in r["waterfall"]]))
-        parts.append([*_remarks(r), *(f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run))])
+        parts.append([*_remarks(r), *busy_lines(run)])
     return joined(parts)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMAGE_FOLDERS = ("src", "opt", "srv", "work")
+IMAGE_FOLDERS = ("src", "opt", "srv", "data")
 # What of this machine an install needs: where packages come from, and how they are reached.
 PASSED_ON = re.compile(r"(PIP_|SSL_|REQUESTS_).*|HOME|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY")
 

@@ -205,7 +205,7 @@ def test_the_load_test_image_asks_as_one_process_and_as_master_and_worker(folder
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_the_pipeline_image_packages_a_checkpoint(folder: Path) -> None:
-    """From the index that TORCH_INDEX names, as `make test` does; the tree that is mounted at /work is the image's own folder here."""
+    """From the index that TORCH_INDEX names, as `make test` does; the tree that is mounted at /data is the image's own folder here."""
     image = build(TRAIN, ROOT, folder / "root", {"TORCH_INDEX": os.environ.get("TORCH_INDEX") or "https://pypi.org/simple"})
     assert {"torch", "transformers", "pocketqa", "distillation", "mobile_export"} <= installed(image)
     assert {"service", "loadtest", "pip"} & installed(image) == set()
