@@ -39,7 +39,7 @@ from pocketqa.types import JSON
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
 RATE_SECONDS = 1.0
-LARGEST_DIFFERENCE = 1e-3  # of the losses of two ways on one batch
+LARGEST_DIFFERENCE = 1e-3  # of the losses of two ways on one batch, as a share of the loss: bf16 keeps 8 bits of each number
 COMPARED = 4  # batches
 
 
@@ -87,8 +87,8 @@ def measure_task(task: Task, ways: Sequence[Way], running: Corpus, apart: Corpus
     """Race the ways on a task; the results of kind "training-speed".  Raises TrainingError where their losses differ."""
     difference = loss_difference(task, ways, running, apart, recipe)
     if difference > LARGEST_DIFFERENCE:
-        raise TrainingError(f"The ways should have one loss, within {LARGEST_DIFFERENCE}; on one batch they differ by {difference:.2g}.")
-    processes.say(f"{task.words}: losses of all ways within {difference:.1e} on {COMPARED} batches")
+        raise TrainingError(f"The ways should have one loss, within {LARGEST_DIFFERENCE} of it; on one batch they differ by {difference:.2g} of it.")
+    processes.say(f"{task.words}: losses of all ways within {difference:.1e} of the loss on {COMPARED} batches")
     before = {name: matrix_rate(DTYPES[name]) for name in ("bf16", "fp32")}
     measured = race(task, ways, running, apart, recipe, rounds, steps)
     after = {name: matrix_rate(DTYPES[name]) for name in ("bf16", "fp32")}
@@ -154,7 +154,7 @@ def stepper(task: Task, recipe: PretrainRecipe) -> Callable[[MaskedBatch, Way], 
 
 
 def loss_difference(task: Task, ways: Sequence[Way], running: Corpus, apart: Corpus, recipe: PretrainRecipe) -> float:
-    """The largest difference between the losses of the ways on the same batches, packed and padded ones, without dropout."""
+    """The largest difference between the losses of the ways on the same batches, packed and padded ones, without dropout: a share of the loss."""
     device = processes.device()
     _move(task, device)
     task.model.eval()
@@ -163,9 +163,9 @@ def loss_difference(task: Task, ways: Sequence[Way], running: Corpus, apart: Cor
         source = batches(way, running, apart, recipe)
         for _ in range(COMPARED):
             batch = next(source).to(device)
-            with torch.no_grad(), torch.autocast(device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"):
-                found = [float(task.loss(batch, other)) for other in ways]
-            worst = max(worst, max(found) - min(found))
+            with torch.autocast(device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"):
+                found = [float(task.loss(batch, other).detach()) for other in ways]  # with gradients, as in training
+            worst = max(worst, (max(found) - min(found)) / max(found))
     return worst
 
 

@@ -43,7 +43,7 @@ def training_speed_results(
     workload: what was trained, in words; tokens_per_second: one interval a contestant; ratio: of the last contestant to the first, paired;
     waterfall: in the order in which the steps were taken, each with "step", "tokens_per_second" and, but for the first, "ratio" to the one before;
     matrix_rate: "measured_tflops" of bf16 products on this machine and "reached_tflops"; loss_difference: the largest between the contestants on the
-    same batches.
+    same batches, as a share of the loss.
     Raises OptionsError for a waterfall without these entries.
     """
     for i, row in enumerate(waterfall):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distillation.knowledge.losses import LossTerms
 from distillation.training import checkpoints, processes
+from distillation.training.faster import FasterOnCPU
 from distillation.training.keeping import Keeper, Keeping
 from distillation.training.memory import keep_pages
 from distillation.training.processes import StopSignal
@@ -162,7 +163,7 @@ def _backward(
     counts = processes.add(processes.add_up(batch.counts for batch in batches))
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        with torch.autocast(device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"):
+        with torch.autocast(device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"), FasterOnCPU():
             terms = loss_of(batch, counts)
         scaler.scale(terms.total).backward()
         for name, value in {TOTAL: terms.total, **terms.parts}.items():

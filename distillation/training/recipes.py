@@ -38,7 +38,7 @@ class Recipe:
     """What every training has.
 
     One optimiser step sees `accumulation` micro-batches of at most `batch_tokens` tokens each, padding included, however many processes share them.
-    attention_dropout is 0 because dropout inside attention takes PyTorch off its fast attention path on a CPU.
+    attention_dropout is 0 because dropping attention probabilities, the largest tensors of all, takes time on a CPU.
     """
 
     epochs: float = setting(1.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
@@ -52,7 +52,7 @@ class Recipe:
     beta2: float = share(0.98, "AdamW's second decay")
     eps: float = setting(1e-6, "AdamW's epsilon", above=0)
     dropout: float = share(0.1, "on hidden states")
-    attention_dropout: float = share(0.0, "on attention probabilities; above 0 it is slow on a CPU")
+    attention_dropout: float = share(0.0, "on attention probabilities; above 0 it takes time on a CPU")
     max_tokens: int = setting(384, "longest sequence", least=8)
     precision: str = setting("bf16", "of products; weights and optimiser stay in fp32", choices=PRECISIONS)
     seed: int = setting(0, "of everything drawn at random", least=0)

@@ -220,5 +220,5 @@ def _remarks(results: JSON) -> Sequence[str]:
             "bf16 matrices have on this machine."
         )
     if results.get("loss_difference") is not None:
-        said.append(f"- Losses on the same batches without dropout differ by at most {results['loss_difference']:.1e}.")
+        said.append(f"- Losses on the same batches without dropout differ by at most {results['loss_difference']:.1e} of the loss.")
     return said
