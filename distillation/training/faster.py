@@ -31,7 +31,7 @@ class FasterOnCPU(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        given = kwargs or {}
         if func is F.scaled_dot_product_attention and len(args) < 6 and _attention_pays(args[0] if args else given["query"], given):
             return attention(*args, **{name: value for name, value in given.items() if name not in ("is_causal", "enable_gqa")})  # both are false
         if func is F.dropout and len(args) == 1 and _dropout_pays(args[0], **given):
@@ -53,15 +53,17 @@ def attention(
             least = torch.finfo(scores.dtype).min  # fp32's least would be infinite in bf16, and a row of padding alone not a number
             truths = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, least) if truths else scores + attn_mask.clamp(min=least).to(scores.dtype)
-        weights = scores.softmax(-1)
-        return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+        return dropout(scores.softmax(-1), dropout_p) @ value
 
 
 def dropout(values: Tensor, rate: float) -> Tensor:
     """Each value 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014, section 10), from PyTorch's default generator."""
+    dropped = round(rate * 2**LANE)  # of 2^16 equally probable numbers, so many are dropped
+    if not 0 < dropped < 2**LANE:  # none or all
+        return F.dropout(values, rate)
     drawn = torch.empty(-(-values.numel() * LANE // 64), dtype=torch.int64).random_(-(2**63), None)
     lanes = drawn.view(torch.int16)[: values.numel()].view(values.shape)
-    kept: Tensor = (lanes >= round(rate * 2**LANE) - 2 ** (LANE - 1)).to(values.dtype)
+    kept: Tensor = (lanes >= dropped - 2 ** (LANE - 1)).to(values.dtype)
     return values * kept.mul_(1 / (1 - rate))
 
 
@@ -71,4 +73,4 @@ def _attention_pays(query: Tensor, given: Mapping[str, Any]) -> bool:
 
 
 def _dropout_pays(values: Tensor, p: float, training: bool, inplace: bool) -> bool:
-    return values.device.type == "cpu" and training and 0 < p < 1 and not inplace
+    return values.device.type == "cpu" and training and p > 0 and not inplace

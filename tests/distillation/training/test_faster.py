@@ -168,3 +168,9 @@ def test_modules_take_the_faster_dropout_in_training_only(monkeypatch: pytest.Mo
         torch.nn.Dropout(0.3, inplace=True)(torch.ones(4))
         F.dropout(torch.ones(4), 0.0)
     assert calls == [0.1, 0.2]
+
+
+def test_all_may_be_dropped(qkv: Three) -> None:
+    assert torch.equal(dropout(torch.ones(3), 1.0), torch.zeros(3))
+    assert torch.equal(dropout(torch.ones(9), 1 - 1e-9), torch.zeros(9))
+    assert torch.equal(attention(*as_leaves(qkv, torch.bfloat16), dropout_p=1.0), torch.zeros(ROWS, HEADS, POSITIONS, SIZE, dtype=torch.bfloat16))
