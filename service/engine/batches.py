@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from pocketqa.types import MAX_WINDOW_TOKENS, RuntimeInfo
 from service.engine.cost import Cost
+from service.engine.promises import Candidate, Line
 
 STEP, WIDE_STEP = 8, 32  # positions: what a window is padded to a multiple of, by itself and beside others
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -46,15 +47,6 @@ class Traits:
     @staticmethod
     def _next(tokens: int, step: int) -> int:
         return min(-(-tokens // step) * step, MAX_WINDOW_TOKENS)
-
-
-@dataclass(slots=True, eq=False)
-class Candidate:
-    """A window as the choice sees it: its padded length, and whose it is.  alone: it was in a batch that failed, and is tried by itself."""
-
-    length: int
-    owner: object
-    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +94,34 @@ class Plan:
                 total += self.seconds(rows, length) * rest / rows
         return total
 
-    def choose(self, waiting: Sequence[Candidate]) -> list[int]:
+    def choose(self, waiting: Sequence[Candidate], start: float = 0.0) -> list[int]:
         """Indices of the windows of the next batch, the first of `waiting` among them.
 
-        Of all groups of similar length, as many rows as are worth while, it takes the one that saves most against computing each window by itself.
-        The first window alone saves nothing, so a batch is taken only where the measurements say that it is worth while.
+        Of all groups of similar length, as many rows as are worth while, it takes the one that saves most against computing each window by itself
+        and that breaks no promise.  The first window alone saves nothing, so a batch is taken only where the measurements say that it is worth while.
+
+        waiting: the windows for all models in the order of arrival.  start: when the batch would begin, on the clock of promises.
         """
-        head = waiting[0]
+        near = waiting[:LOOK_AHEAD]
+        head = near[0]
         chosen = [0]
-        if head.alone or not self.batching:
+        others = [i for i in range(1, len(near)) if near[i].model == head.model and not near[i].alone]
+        if head.alone or not self.batching or not others:
             return chosen
-        others = [i for i in range(1, min(len(waiting), LOOK_AHEAD)) if not waiting[i].alone]
-        # Longest first, windows of the same request before others, then by arrival.
-        others.sort(key=lambda i: (-waiting[i].length, waiting[i].owner is not head.owner, i))
-        alone = {length: self.seconds(1, length) for length in {candidate.length for candidate in waiting[:LOOK_AHEAD]}}
+        # Longest first.  Of those that would be padded to one length it makes no difference to the cost which are taken: the head's own request comes
+        # first, and then whoever has waited longest.
+        others.sort(key=lambda i: (-self.widened(near[i].length), near[i].owner is not head.owner, i))
+        alone = {length: self.seconds(1, length) for length in {near[i].length for i in (0, *others)}}
+        line = Line(near, start)
         most_saved = 0.0
-        for length in sorted(length for length in alone if length >= head.length):
-            fitting = [0, *(i for i in others if waiting[i].length <= length)][: self.best_rows(length)]
-            apart = list(accumulate(alone[waiting[i].length] for i in fitting))  # (rows,)
+        for length in sorted({self.widened(length) for length in alone if length >= head.length}):
+            fitting = [0, *(i for i in others if near[i].length <= length)][: self.best_rows(length)]
+            apart = list(accumulate(alone[near[i].length] for i in fitting))  # (rows,)
             for rows in self.row_counts(length):
-                if rows > len(fitting):
-                    break
-                saved = apart[rows - 1] - self.seconds(rows, length)
-                if rows > 1 and saved > max(most_saved, WORTH * apart[rows - 1]):
+                if not 1 < rows <= len(fitting):
+                    continue
+                seconds = self.seconds(rows, length)
+                saved = apart[rows - 1] - seconds
+                if saved > max(most_saved, WORTH * apart[rows - 1]) and line.allows(fitting[:rows], seconds):
                     chosen, most_saved = fitting[:rows], saved
         return chosen

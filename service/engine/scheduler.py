@@ -1,8 +1,9 @@
 """The queue in front of the engine: one for each model, emptied in batches by lanes that compute one batch at a time.
 
-A lane that is free takes the model whose oldest window has waited longest, and with that window as many others as the measured costs recommend
-(service.engine.batches).  There are no timers: nothing waits for company while a lane is idle, and company gathers by itself while all are busy.
-A request whose predicted wait is too long is refused before it is queued.  Everything here runs on the event loop.
+A lane that is free takes the window that has waited longest, and with it as many others for its model as the measured costs recommend
+(service.engine.batches) and as those who are overtaken can bear (service.engine.promises).  There are no timers: nothing waits for company while a
+lane is idle, and company gathers by itself while all are busy.  A request whose predicted wait is too long is refused before it is queued.
+Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 
 import numpy as np
 
 from pocketqa.features import collate
 from pocketqa.types import SpanLogits, Window
-from service.engine.batches import Plan
+from service.engine.batches import LOOK_AHEAD, Plan
 from service.engine.cost import Cost
 from service.engine.frames import ROLES
 from service.engine.lanes import Engine, Forwarded, Lane
+from service.engine.promises import LATER
 from service.engine.waiting import Piece, Waiting, Work
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.metrics import Metrics
@@ -52,21 +56,28 @@ class _Running:
     began: float
     expected: float
 
+    @property
+    def apart(self) -> float:
+        """Predicted seconds of its windows, one by one."""
+        return sum(piece.seconds for piece in self.pieces)
+
 
 class Scheduler:
     """Runs windows through an engine.  All methods are to be called on the event loop."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
+        self._clock = clock
         self._traits = engine.traits
         self._plans: dict[Role, Plan] = {}
         self._queues: dict[Role, Waiting] = {}
         self._running: dict[Lane, _Running] = {}
+        self._begun = 0.0  # predicted seconds of all batches that were begun
         self._wake: asyncio.Handle | None = None
         for role in ROLES:
-            cost, traits = Cost(), self._traits[role]
+            cost, traits = Cost(clock), self._traits[role]
             for rows, length, seconds in engine.costs[role]:
                 cost.seed(rows, length, seconds)
             self._plans[role] = Plan(cost, settings.max_batch_tokens, traits.max_batch, settings.batching, traits.widened)
@@ -77,24 +88,38 @@ class Scheduler:
     async def run(self, role: Role, windows: Sequence[Window], arrived: float, deadline: float) -> Scored:
         """Logits of one request's windows.
 
-        arrived: the place in the queue, deadline: when it is given up, both on the clock of `time.monotonic`.  Cancelling takes the windows out.
+        arrived: the place in the queue, deadline: when it is given up, both on the scheduler's clock.  Cancelling takes the windows out.
         Raises Overloaded, DeadlineExceeded, WorkerLost, EngineError.
         """
         shape = (len(windows), max(map(len, windows)))
         start, end = np.zeros(shape, np.float32), np.zeros(shape, np.float32)  # (W, T)
         done = asyncio.get_running_loop().create_future()
-        submitted = time.monotonic()
+        submitted = self._clock()
         work = Work(role, windows, arrived, deadline, done, start, end, len(windows))
-        padded = self._traits[role].padded
-        self._queues[role].add(Piece(padded(len(window)), work, index=index) for index, window in enumerate(windows))
+        self._queue(work)
         self._wake_up()
         try:
             await done
         finally:
             if work.missing:
                 self._queues[role].withdraw(work)
-        elapsed = time.monotonic() - submitted
+        elapsed = self._clock() - submitted
         return Scored(SpanLogits(work.start, work.end), max(0.0, elapsed - work.computed), work.computed)
+
+    def _queue(self, work: Work) -> None:
+        """Put a request's windows into their queue, with a promise (service.engine.promises)."""
+        now, queue = self._clock(), self._queues[work.role]
+        padded, cost = self._traits[work.role].padded, self._plans[work.role].cost
+        lengths = [padded(len(window)) for window in work.windows]
+        pieces = [Piece(length, work, model=work.role, seconds=cost.seconds(1, length), index=index) for index, length in enumerate(lengths)]
+        queue.add(pieces)
+        one_by_one = sum(max(0.0, batch.apart - (now - batch.began)) for batch in self._running.values())
+        one_by_one += sum(waiting.seconds() for waiting in self._queues.values())
+        queue.promise(work.arrived, self._begun - self._rest(now) + (1 + LATER) * one_by_one)
+
+    def _rest(self, now: float) -> float:
+        """Predicted seconds until what is running is done, of all lanes together."""
+        return sum(max(0.0, batch.began + batch.expected - now) for batch in self._running.values())
 
     def admit(self, wanted: Mapping[Role, Sequence[Window]], deadline: float, before: float = 0.0) -> None:
         """Raises Overloaded, or WorkerLost while nothing computes, where these windows would wait too long.
@@ -108,7 +133,7 @@ class Scheduler:
             self._plans[role].drain_seconds(Counter(self._traits[role].padded(len(window)) for window in windows)) for role, windows in wanted.items()
         )
         most = self._settings.max_queue_seconds
-        if waiting > most or time.monotonic() + waiting + own > deadline:
+        if waiting > most or self._clock() + waiting + own > deadline:
             if (recovery := self._engine.recovery_seconds()) > 0:
                 raise WorkerLost(_NOBODY, recovery)
             # By then the queue is down to half of what is let in; others come meanwhile.
@@ -118,9 +143,7 @@ class Scheduler:
 
     def wait_seconds(self) -> float:
         """Predicted seconds until a window that came now would be computed: what is queued and what is running, over the lanes that are alive."""
-        now = time.monotonic()
-        seconds = sum(self._plans[role].drain_seconds(self._queues[role].lengths) for role in ROLES)
-        seconds += sum(max(0.0, running.began + running.expected - now) for running in self._running.values())
+        seconds = self._rest(self._clock()) + sum(self._plans[role].drain_seconds(self._queues[role].lengths) for role in ROLES)
         alive = sum(lane.alive for lane in self._engine.lanes)
         return seconds / max(1, alive) + self._engine.recovery_seconds()
 
@@ -151,27 +174,30 @@ class Scheduler:
 
     def _next(self) -> tuple[Role, list[Piece]] | None:
         """The next batch, taken out of its queue."""
-        now = time.monotonic()
+        now = self._clock()
         for role in ROLES:
             while self._queues[role] and self._queues[role].head.deadline <= now:
                 self._fail(self._queues[role].head, DeadlineExceeded("The request waited for as long as it may take."))
-        waiting = [role for role in ROLES if self._queues[role]]
+        in_order = merge(*(queue.pieces for queue in self._queues.values()), key=lambda piece: piece.owner.arrived)
+        waiting = list(islice(in_order, LOOK_AHEAD))
         if not waiting:
             return None
-        role = min(waiting, key=lambda role: self._queues[role].head.arrived)
-        queue = self._queues[role]
-        return role, queue.take(self._plans[role].choose(queue.pieces))
+        role = waiting[0].owner.role
+        pieces = [waiting[index] for index in self._plans[role].choose(waiting, self._begun)]
+        self._queues[role].take(pieces)
+        return role, pieces
 
     def _start(self, lane: Lane, role: Role, pieces: list[Piece]) -> None:
         plan = self._plans[role]
         length = plan.length(len(pieces), max(piece.length for piece in pieces))
         batch = collate([piece.owner.windows[piece.index] for piece in pieces], length, self._traits[role].pad_id)
         expected = plan.cost.seconds(len(pieces), length)
-        running = self._running[lane] = _Running(role, pieces, batch.shape, time.monotonic(), expected)
+        self._begun += expected
+        running = self._running[lane] = _Running(role, pieces, batch.shape, self._clock(), expected)
         lane.forward(role, batch).add_done_callback(lambda future: self._finish(lane, running, future))
 
     def _finish(self, lane: Lane, running: _Running, future: asyncio.Future[Forwarded]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         del self._running[lane]
         if future.cancelled():
             self._failed(running, WorkerLost("The service is about to stop."))
@@ -215,7 +241,7 @@ class Scheduler:
         alone = [piece for piece in running.pieces if not piece.owner.done.done()]
         for piece in alone:
             piece.alone = True
-        self._queues[running.role].put_first(alone)
+        self._queues[running.role].add(alone)
 
     def _fail(self, work: Work, error: BaseException) -> None:
         if not work.done.done():
@@ -224,7 +250,7 @@ class Scheduler:
 
     def _lanes_changed(self) -> None:
         """A lane died or came back.  What waits goes on waiting only where a lane will be back before its deadline."""
-        back = time.monotonic() + self._engine.recovery_seconds()
+        back = self._clock() + self._engine.recovery_seconds()
         for role in ROLES:
             for work in self._queues[role].works():
                 if work.deadline < back:

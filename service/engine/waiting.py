@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pocketqa.types import Floats, Window
-from service.engine.batches import Candidate
+from service.engine.promises import Candidate
 from service.schemas import Role
 
 
@@ -64,6 +64,10 @@ class Waiting:
         """Positions of all windows, without padding."""
         return sum(piece.tokens for piece in tuple(self.pieces))
 
+    def seconds(self) -> float:
+        """Predicted seconds of all windows, one by one."""
+        return sum(piece.seconds for piece in self.pieces)
+
     def requests(self) -> int:
         """How many requests have windows here."""
         return len(self.works())
@@ -78,16 +82,15 @@ class Waiting:
             bisect.insort(self.pieces, piece, key=lambda other: other.owner.arrived)
             self.lengths[piece.length] += 1
 
-    def put_first(self, pieces: Sequence[Piece]) -> None:
-        """Put windows back that were taken."""
-        self.pieces[:0] = pieces
-        self.lengths.update(piece.length for piece in pieces)
+    def promise(self, arrived: float, due: float) -> None:
+        """Promise a time to all windows that came at this one: the requests of a list come together, and are waited for together."""
+        for piece in self.pieces:
+            if piece.owner.arrived == arrived:
+                piece.due = due
 
-    def take(self, indices: Iterable[int]) -> list[Piece]:
-        """Take out the windows at these places."""
-        taken = [self.pieces[index] for index in indices]
-        self._keep_all_but(set(map(id, taken)))
-        return taken
+    def take(self, pieces: Iterable[Piece]) -> None:
+        """Take these windows out."""
+        self._keep_all_but(set(map(id, pieces)))
 
     def withdraw(self, work: Work) -> None:
         """Take out what is left of a request."""

@@ -65,7 +65,9 @@ class HandEngine:
         info = RuntimeInfo("hand", "1", "fp32", 1)
         traits = Traits(info, None, max_batch)
         self.traits: Mapping[Role, Traits] = {"teacher": traits, "student": traits}
-        self.costs: Mapping[Role, Sequence[tuple[int, int, float]]] = {"teacher": (), "student": ()}
+        # A pass takes as long whatever it holds, so all that fits is computed together.
+        costs = [(1, 8, SECONDS), (8, 128, SECONDS), (64, 512, SECONDS)]
+        self.costs: Mapping[Role, Sequence[tuple[int, int, float]]] = {"teacher": costs, "student": costs}
         self.recovery = 0.0
         self._changed: Callable[[], None] = lambda: None
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketqa.types import RuntimeInfo
-from service.engine.batches import ROWS, Candidate, Plan, Traits
+from service.engine.batches import ROWS, Plan, Traits
 from service.engine.cost import Cost
+from service.engine.promises import Candidate
 
 INFO = RuntimeInfo("tiny", "1", "fp32", 1)
 

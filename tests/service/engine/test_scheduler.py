@@ -1,9 +1,8 @@
-"""The queue: order, company, bad items, lost lanes, cancelled and late requests, admission.  A test plays the engine and says when it is done."""
+"""The queue: order, company, bad items, lost lanes, cancelled and late requests, admission.  A test plays the engine and the clock."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,22 +19,29 @@ from service.settings import Settings
 from tests.service.engine.hand_engine import SECONDS, HandEngine, settle, window
 
 FAR = 60.0
+MOMENT = 1e-6
 
 
 class Desk:
-    """A scheduler over a hand-driven engine, and the requests put to it."""
+    """A scheduler over a hand-driven engine, and the requests put to it, a moment after one another."""
 
     def __init__(self, lanes: int = 1, max_batch: int | None = None, **settings: Any) -> None:
         self.engine = HandEngine(lanes, max_batch)
         self.lane = self.engine.lanes[0]
         self.metrics = Metrics()
-        self.scheduler = Scheduler(self.engine, Settings(**settings), self.metrics)
+        self.now = 100.0
+        self.scheduler = Scheduler(self.engine, Settings(**settings), self.metrics, lambda: self.now)
 
     async def ask(self, *windows: Window, role: Role = "student", arrived: float | None = None, seconds: float = FAR) -> asyncio.Task[Scored]:
-        now = time.monotonic()
-        task = asyncio.create_task(self.scheduler.run(role, windows, now if arrived is None else arrived, now + seconds))
+        self.now += MOMENT
+        task = asyncio.create_task(self.scheduler.run(role, windows, self.now if arrived is None else arrived, self.now + seconds))
         await settle()
         return task
+
+    async def finish(self) -> None:
+        """What the first lane computes is done, as quickly as predicted."""
+        self.now += SECONDS
+        await self.lane.finish()
 
     def rows(self) -> list[list[int]]:
         """The rows of the batch that was given last, without padding."""
@@ -56,7 +62,7 @@ def test_a_lone_request_is_computed_at_once_and_by_itself() -> None:
         task = await desk.ask(window(1, 5, 2))
         assert desk.rows() == [[1, 5, 2]]
         assert desk.lane.given[0][1].shape == (1, 8)
-        await desk.lane.finish()
+        await desk.finish()
         scored = await task
         assert scored.logits.start.tolist() == [[1, 5, 2]]
         assert scored.logits.end.tolist() == [[-1, -5, -2]]
@@ -72,9 +78,9 @@ def test_requests_that_come_while_the_lane_is_busy_share_the_next_batch_and_get_
         first = await desk.ask(window(1))
         others = [await desk.ask(window(7, i, 8)) for i in range(3)]
         assert len(desk.lane.given) == 1
-        await desk.lane.finish()
+        await desk.finish()
         assert desk.rows() == [[7, 0, 8], [7, 1, 8], [7, 2, 8]]
-        await desk.lane.finish()
+        await desk.finish()
         assert (await first).logits.start.tolist() == [[1]]
         for i, task in enumerate(others):
             assert (await task).logits.start.tolist() == [[7, i, 8]]
@@ -87,11 +93,10 @@ def test_requests_that_come_while_the_lane_is_busy_share_the_next_batch_and_get_
 def test_requests_that_come_together_are_computed_together() -> None:
     async def scene() -> None:
         desk = Desk()
-        now = time.monotonic()
-        tasks = [asyncio.create_task(desk.scheduler.run("student", [window(i, i)], now, now + FAR)) for i in range(4)]
+        tasks = [asyncio.create_task(desk.scheduler.run("student", [window(i, i)], desk.now, desk.now + FAR)) for i in range(4)]
         await settle()
         assert desk.rows() == [[i, i] for i in range(4)]
-        await desk.lane.finish()
+        await desk.finish()
         assert [(await task).logits.start[0, 0] for task in tasks] == [0, 1, 2, 3]
 
     play(scene())
@@ -103,7 +108,7 @@ def test_the_windows_of_a_request_share_a_batch_and_are_put_together_again() -> 
         task = await desk.ask(window(*range(100)), window(*range(40, 130)), window(9, 8))
         assert len(desk.lane.given) == 1 or desk.lane.busy
         while desk.lane.busy:
-            await desk.lane.finish()
+            await desk.finish()
         start = (await task).logits.start  # (3, 100)
         assert start.shape == (3, 100)
         assert start[0].tolist() == list(range(100))
@@ -119,7 +124,7 @@ def test_many_windows_go_through_in_batches_within_the_budget() -> None:
         desk = Desk(max_batch_tokens=128)
         task = await desk.ask(*(window(i) for i in range(11)))
         while desk.lane.busy:
-            await desk.lane.finish()
+            await desk.finish()
         assert (await task).logits.start[:, 0].tolist() == list(range(11))
         assert [batch.shape for _, batch in desk.lane.given] == [(4, 32), (4, 32), (3, 32)]
 
@@ -131,7 +136,7 @@ def test_an_engine_that_takes_one_row_gets_one_row() -> None:
         desk = Desk(max_batch=1)
         tasks = [await desk.ask(window(i), window(i + 10)) for i in range(3)]
         while desk.lane.busy:
-            await desk.lane.finish()
+            await desk.finish()
         assert [(await task).logits.start[:, 0].tolist() for task in tasks] == [[0, 10], [1, 11], [2, 12]]
         assert {batch.shape for _, batch in desk.lane.given} == {(1, 8)}
 
@@ -144,10 +149,10 @@ def test_the_model_whose_oldest_request_has_waited_longest_comes_next() -> None:
         await desk.ask(window(1))
         late = await desk.ask(window(2), role="student")
         # As the second side of a comparison does: it came before, and takes its place by that.
-        early = await desk.ask(window(3), role="teacher", arrived=time.monotonic() - 5)
-        await desk.lane.finish()
-        await desk.lane.finish()
-        await desk.lane.finish()
+        early = await desk.ask(window(3), role="teacher", arrived=desk.now - 5)
+        await desk.finish()
+        await desk.finish()
+        await desk.finish()
         assert [role for role, _ in desk.lane.given] == ["student", "teacher", "student"]
         await asyncio.gather(late, early)
 
@@ -171,7 +176,7 @@ def test_one_bad_item_fails_alone() -> None:
         desk = Desk()
         first = await desk.ask(window(1))
         good, bad, fine = [await desk.ask(window(i)) for i in (2, 3, 4)]
-        await desk.lane.finish()
+        await desk.finish()
         assert desk.rows() == [[2], [3], [4]]
         await desk.lane.fail(EngineError("one of them"))
         late = await desk.ask(window(5))
@@ -180,8 +185,8 @@ def test_one_bad_item_fails_alone() -> None:
             if expected == [3]:
                 await desk.lane.fail(EngineError("this one"))
             else:
-                await desk.lane.finish()
-        await desk.lane.finish()
+                await desk.finish()
+        await desk.finish()
         assert [float((await task).logits.start[0, 0]) for task in (first, good, fine, late)] == [1, 2, 4, 5]
         with pytest.raises(EngineError, match="this one"):
             await bad
@@ -204,7 +209,7 @@ def test_when_the_lane_ends_what_it_computes_is_told_at_once_and_what_waits_is_c
         assert not patient.done()
         assert len(desk.lane.given) == 1
         await desk.engine.come_back()
-        await desk.lane.finish()
+        await desk.finish()
         assert (await patient).logits.start.tolist() == [[2]]
 
     play(scene())
@@ -220,9 +225,9 @@ def test_a_cancelled_request_leaves_the_queue_and_is_never_computed() -> None:
         leaving.cancel()
         await settle()
         assert desk.value("pocketqa_queue_requests") == 1
-        await desk.lane.finish()
+        await desk.finish()
         assert desk.rows() == [[4]]
-        await desk.lane.finish()
+        await desk.finish()
         await asyncio.gather(first, staying)
         assert desk.scheduler.idle
 
@@ -232,11 +237,10 @@ def test_a_cancelled_request_leaves_the_queue_and_is_never_computed() -> None:
 def test_one_that_is_cancelled_while_it_is_computed_hurts_nobody() -> None:
     async def scene() -> None:
         desk = Desk()
-        now = time.monotonic()
-        leaving, staying = (asyncio.create_task(desk.scheduler.run("student", [window(i)], now, now + FAR)) for i in (2, 3))
+        leaving, staying = (asyncio.create_task(desk.scheduler.run("student", [window(i)], desk.now, desk.now + FAR)) for i in (2, 3))
         await settle()
         leaving.cancel()
-        await desk.lane.finish()
+        await desk.finish()
         assert (await staying).logits.start.tolist() == [[3]]
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -250,12 +254,12 @@ def test_what_is_past_its_deadline_is_dropped_before_it_is_computed() -> None:
         first = await desk.ask(window(1))
         late = await desk.ask(window(2), seconds=0.01)
         fine = await desk.ask(window(3))
-        await asyncio.sleep(0.02)
-        await desk.lane.finish()
+        desk.now += 0.02
+        await desk.finish()
         with pytest.raises(DeadlineExceeded):
             await late
         assert desk.rows() == [[3]]
-        await desk.lane.finish()
+        await desk.finish()
         await asyncio.gather(first, fine)
 
     play(scene())
@@ -264,12 +268,12 @@ def test_what_is_past_its_deadline_is_dropped_before_it_is_computed() -> None:
 def test_an_idle_service_admits_anything_and_a_busy_one_says_when_to_come_back() -> None:
     async def scene() -> None:
         desk = Desk(max_queue_seconds=0.5)
-        # Learned: a row of 32 takes a second, whatever comes with it.
+        # Learned: a row takes a second, whatever comes with it.
         for cost in (plan.cost for plan in desk.scheduler._plans.values()):
             for rows in (1, 2, 3, 4, 6, 8):
                 cost.seed(rows, 8 if rows == 1 else 32, float(rows))
-        deadline = time.monotonic() + FAR
-        desk.scheduler.admit({"student": [window(1)] * 50}, time.monotonic() + 1)
+        deadline = desk.now + FAR
+        desk.scheduler.admit({"student": [window(1)] * 50}, desk.now + 1)
         tasks = [await desk.ask(window(i)) for i in range(3)]
         # One runs and two wait: about three seconds.
         assert desk.scheduler.wait_seconds() == pytest.approx(3, rel=0.1)
@@ -278,7 +282,7 @@ def test_an_idle_service_admits_anything_and_a_busy_one_says_when_to_come_back()
         # Until half a second's half is left: 3 - 0.25.
         assert caught.value.retry_after == pytest.approx(2.75, rel=0.15)
         while desk.lane.busy:
-            await desk.lane.finish()
+            await desk.finish()
         await asyncio.gather(*tasks)
         desk.scheduler.admit({"student": [window(1)]}, deadline)
 
@@ -291,11 +295,10 @@ def test_what_cannot_be_done_before_its_deadline_is_not_admitted() -> None:
         for rows in (1, 2, 3, 4, 6, 8):
             desk.scheduler._plans["student"].cost.seed(rows, 8 if rows == 1 else 32, float(rows))
         task = await desk.ask(window(1))
-        now = time.monotonic()
-        desk.scheduler.admit({"student": [window(1)]}, now + 4)
+        desk.scheduler.admit({"student": [window(1)]}, desk.now + 4)
         with pytest.raises(Overloaded):
-            desk.scheduler.admit({"student": [window(1)] * 4}, now + 4)
-        await desk.lane.finish()
+            desk.scheduler.admit({"student": [window(1)] * 4}, desk.now + 4)
+        await desk.finish()
         await task
 
     play(scene())
@@ -306,9 +309,9 @@ def test_while_no_lane_is_alive_the_time_to_recovery_counts_as_waiting() -> None
         desk = Desk(max_queue_seconds=10)
         await desk.engine.die(recovery=4)
         assert desk.scheduler.wait_seconds() == 4
-        desk.scheduler.admit({"student": [window(1)]}, time.monotonic() + FAR)
+        desk.scheduler.admit({"student": [window(1)]}, desk.now + FAR)
         with pytest.raises(WorkerLost) as caught:
-            desk.scheduler.admit({"student": [window(1)]}, time.monotonic() + 3)
+            desk.scheduler.admit({"student": [window(1)]}, desk.now + 3)
         assert caught.value.retry_after == 4
 
     play(scene())
@@ -321,7 +324,7 @@ def test_logits_do_not_depend_on_the_company() -> None:
         desk = Desk()
         tasks = [await desk.ask(*windows[i : i + 3]) for i in range(0, 60, 3)]
         while desk.lane.busy:
-            await desk.lane.finish()
+            await desk.finish()
         for i, task in zip(range(0, 60, 3), tasks, strict=True):
             scored = await task
             for row, each in enumerate(windows[i : i + 3]):
