@@ -40,6 +40,7 @@ from distillation.questions.data import (
     TrainingBatch,
     TrainingWindow,
     epoch_batches,
+    padded,
     to_batch,
     training_windows,
     unlabelled_windows,
@@ -95,7 +96,7 @@ def finetune(job: Job) -> JSON:
     model = modeling.load_reader(job.model, **_dropout(job.model, recipe))
     trained = Trained(model, Transfer(model.config, modeling.load_config(job.teachers[0]) if job.teachers else model.config, recipe))
     tokenizer = Tokenizer(job.stage.begin(job.model) / "tokenizer.json")
-    _check_vocabulary(tokenizer, model, job)
+    _check_fit(tokenizer, model, job)
     counts, windows = _windows(job, tokenizer)
     if not windows:
         raise TrainingError("The data give no training window: every question is longer than --max-question-tokens. Raise it or name other data.")
@@ -137,12 +138,18 @@ def _dropout(source: str, recipe: ReaderRecipe) -> dict[str, Any]:
     return {**modeling.dropout_rates(family, recipe.dropout, recipe.attention_dropout), **({"qa_dropout": 0.0} if family == "distilbert" else {})}
 
 
-def _check_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
+def _check_fit(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
+    """Raise TrainingError where tokenizer, model and windows do not go together."""
     if model.config.vocab_size < tokenizer.size:
         raise TrainingError(
             f"The tokenizer of {job.model} has {tokenizer.size} entries, its model only {model.config.vocab_size} embeddings: no pair."
         )
     check_vocabulary(tokenizer, job.model, job.teachers)
+    if model.config.max_position_embeddings < padded(job.recipe.max_tokens):
+        raise TrainingError(
+            f"Windows of --max-tokens {job.recipe.max_tokens} are padded to {padded(job.recipe.max_tokens)}, and {job.model} has "
+            f"{model.config.max_position_embeddings} positions. Lower --max-tokens."
+        )
 
 
 def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingWindow]]:
@@ -176,7 +183,7 @@ def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingW
 
 def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], plan: Sequence[Step]) -> None:
     lengths = np.array([len(item.window) for item in windows])
-    padded = sum(len(batch) * int(lengths[list(batch)].max()) for step in plan for batch in step)
+    positions = sum(len(batch) * padded(int(lengths[list(batch)].max())) for step in plan for batch in step)
     tokens = sum(int(lengths[list(batch)].sum()) for step in plan for batch in step)
     parameters = parameters_of(trained.student)
     processes.say(f"model {job.model}: {parameters:,} parameters; teacher: {', '.join(job.teachers) or 'none'}")
@@ -184,7 +191,7 @@ def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], pla
         processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
     processes.say(
         f"{len(windows)} windows, {len(plan)} steps, {tokens:,} tokens, "
-        f"padding waste {100 * (1 - tokens / padded):.1f} %, {torch.get_num_threads()} threads"
+        f"padding waste {100 * (1 - tokens / positions):.1f} %, {torch.get_num_threads()} threads"
     )
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
 

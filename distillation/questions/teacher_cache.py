@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distillation.models.modeling import inputs_of
-from distillation.questions.data import TrainingWindow, to_batch
+from distillation.questions.data import TrainingWindow, padded, to_batch
 from distillation.training import checkpoints, processes
 from distillation.training.loop import DTYPES
 from pocketqa.errors import TrainingError
@@ -40,13 +40,13 @@ class TeacherLogits:
         self._values = np.memmap(folder / LOGITS, dtype="<f4", mode="r", shape=(int(self._ends[-1]), SIDES))
 
     def of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits (B, T) of some windows, padded with zeros to the longest."""
-        longest = int(self._lengths[list(indices)].max())
-        padded = np.zeros((len(indices), longest, SIDES), dtype=np.float32)  # (B, T, 2)
+        """Logits (B, T) of some windows, padded with zeros as their batch is."""
+        length = padded(int(self._lengths[list(indices)].max()))
+        logits = np.zeros((len(indices), length, SIDES), dtype=np.float32)  # (B, T, 2)
         for row, index in enumerate(indices):
-            length = int(self._lengths[index])
-            padded[row, :length] = self._values[self._ends[index] - length : self._ends[index]]
-        return torch.from_numpy(padded[..., 0].copy()), torch.from_numpy(padded[..., 1].copy())
+            own = int(self._lengths[index])
+            logits[row, :own] = self._values[self._ends[index] - own : self._ends[index]]
+        return torch.from_numpy(logits[..., 0].copy()), torch.from_numpy(logits[..., 1].copy())
 
 
 def windows_hash(windows: Sequence[TrainingWindow]) -> str:

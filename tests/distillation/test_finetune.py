@@ -146,6 +146,14 @@ def test_a_finished_folder_is_not_overwritten(tmp_path: Path, data: Path) -> Non
         finetune.main([str(base), "--data", str(data), "--out", str(base)])
 
 
+def test_windows_longer_than_the_model_has_positions_are_refused_before_anything_is_computed(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base", positions=60)
+    common = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    with pytest.raises(TrainingError, match=r"--max-tokens 60 are padded to 64, and .*base has 60 positions\. Lower --max-tokens"):
+        finetune.main([*common, "--max-tokens", "60"])
+    assert finetune.main([*common, "--max-tokens", "56", "--max-question-tokens", "30"]) == 0
+
+
 def test_recipes_from_file_and_flags(tmp_path: Path) -> None:
     import argparse
 

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.questions.data import DataSource, NegativeOptions, epoch_batches, to_batch, training_windows, usual_answer, wrong_paragraphs
+from distillation.questions.data import (
+    DataSource,
+    NegativeOptions,
+    epoch_batches,
+    padded,
+    to_batch,
+    training_windows,
+    usual_answer,
+    wrong_paragraphs,
+)
 from pocketqa import squad
 from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer
@@ -94,6 +103,15 @@ def test_batches_mark_passage_and_cls_as_allowed(tokenizer: Tokenizer, examples:
         assert np.array_equal(batch.allowed[row].numpy(), expected)
         assert batch.mask[row].sum().item() == len(item.window)
     assert batch.tokens == sum(len(item.window) for item in windows)
+
+
+def test_batches_have_few_shapes_and_never_more_positions_than_asked_for() -> None:
+    lengths = np.random.default_rng(0).integers(20, 129, size=400)
+    batches = epoch_batches(lengths, 512, seed=0)
+    shapes = {(len(batch), padded(int(lengths[batch].max()))) for batch in batches}
+    assert {length % 8 for _, length in shapes} == {0}
+    assert max(rows * length for rows, length in shapes) <= 512
+    assert [padded(longest) for longest in (1, 8, 9, 384)] == [8, 8, 16, 384]
 
 
 def test_shares_of_a_file(tmp_path: Path) -> None:
