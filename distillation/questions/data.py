@@ -145,7 +145,7 @@ def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowO
 def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> list[QAExample]:
     """Up to `count` questions put to another paragraph of the same article that does not contain any of their answers' texts."""
     articles: dict[str, list[str]] = defaultdict(list)
-    for context, title in {example.context: example.title for example in examples}.items():
+    for title, context in dict.fromkeys((example.title, example.context) for example in examples):  # one paragraph may stand under several titles
         articles[title].append(context)
     rng = np.random.default_rng(seed)
     made: list[QAExample] = []

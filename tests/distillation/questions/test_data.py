@@ -105,6 +105,17 @@ def test_batches_mark_passage_and_cls_as_allowed(tokenizer: Tokenizer, examples:
     assert batch.tokens == sum(len(item.window) for item in windows)
 
 
+def test_a_paragraph_under_two_titles_belongs_to_both() -> None:
+    shared, other = "The mill stands.", "The bridge fell."
+    examples = [
+        QAExample("1", "What stands?", shared, (GoldAnswer("mill", 4),), False, "Mills"),
+        QAExample("2", "What is it that stands?", shared, (GoldAnswer("mill", 4),), False, "Buildings"),
+        QAExample("3", "What fell?", other, (GoldAnswer("bridge", 4),), False, "Buildings"),
+    ]
+    wrong = wrong_paragraphs(examples, 3, seed=0)
+    assert {(example.question, example.context) for example in wrong} <= {("What is it that stands?", other), ("What fell?", shared)}
+
+
 def test_batches_have_few_shapes_and_never_more_positions_than_asked_for() -> None:
     lengths = np.random.default_rng(0).integers(20, 129, size=400)
     batches = epoch_batches(lengths, 512, seed=0)
