@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import queue
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from pocketqa.types import Batch, RuntimeInfo, SpanLogits
 DEVICE = "CPU"
 TELEMETRY = "openvino_telemetry"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+# What OpenVINO prepares for a shape of batch it keeps, by default, for a thousand shapes: some MiB for each.  So many of each kind of operation are
+# enough for the shapes that come again and again, and those that are rare are prepared anew at little cost.
+_PREPARED = 128
 
 
 @functools.cache
@@ -108,4 +111,7 @@ class OpenVinoRuntime:
 
 @functools.cache
 def _core() -> Any:
-    return silent_openvino().Core()
+    core = silent_openvino().Core()
+    with suppress(RuntimeError):  # no public property: a version without it keeps as much as it likes
+        core.set_property(DEVICE, {"CPU_RUNTIME_CACHE_CAPACITY": _PREPARED})
+    return core

@@ -5,6 +5,7 @@ python -m service.engine.worker FD     FD: the inherited end of a socket; starte
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -26,6 +27,7 @@ from service.models import Pair, Served, open_pair
 from service.settings import Settings
 
 _MOST_NICE = 19
+_PR_SET_THP_DISABLE = 41  # of Linux' <sys/prctl.h>
 LOST = 3  # exit status of a worker whose socket closed, or brought what is no frame
 # Row counts and lengths to warm, in the order of their worth: short single windows first, then what crowds of requests make of them.
 WARM_SHAPES = (
@@ -61,7 +63,9 @@ def serve(connection: socket.socket, opener: Callable[[Settings], Pair]) -> int:
                 log.exception("A worker could not open the models")
             connection.sendall(encode(_failure(0, error)))
             return 1
-        connection.sendall(encode(Text(Kind.READY, describe(pair, warm(pair, opening.document["warm_seconds"])))))
+        costs = warm(pair, opening.document["warm_seconds"])
+        keep_pages_apart()
+        connection.sendall(encode(Text(Kind.READY, describe(pair, costs))))
         while True:
             job = receive(connection)
             if not isinstance(job, Job):
@@ -99,6 +103,16 @@ def step_back() -> None:
     if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once, and so also to what wakes for a few milliseconds
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     os.nice(_MOST_NICE)
+
+
+def keep_pages_apart() -> None:
+    """Have the system leave the pages of this process as they are; those that it has joined into huge ones so far, such as the weights', stay so.
+
+    OpenVINO compiles some twenty kernels for each new shape and sets 256 KiB of addresses aside for each, of which it fills a few pages.  Where Linux
+    joins pages by itself (transparent_hugepage=always), the rest becomes memory too: some MiB for each shape, as long as new ones come.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # where it is forbidden, memory grows as it would have
 
 
 def warm(pair: Pair, seconds: float) -> dict[str, list[list[float]]]:

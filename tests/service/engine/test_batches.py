@@ -40,10 +40,13 @@ def waiting(*lengths: int) -> list[Candidate]:
     return [Candidate(length, object()) for length in lengths]
 
 
-def test_windows_are_padded_to_multiples_of_8_batches_to_those_of_32_or_to_the_lengths_of_the_engine() -> None:
+def test_windows_are_padded_to_multiples_of_8_or_16_batches_to_those_of_32_or_all_to_the_lengths_of_the_engine() -> None:
     free, fixed = Traits(INFO, None, None), Traits(INFO, (128, 384), None)
     assert [free.padded(tokens) for tokens in (1, 8, 9, 384, 500, 512)] == [8, 8, 16, 384, 504, 512]
     assert [fixed.padded(tokens) for tokens in (1, 128, 129, 384)] == [128, 128, 384, 384]
+    # A processor with AMX multiplies 16 rows at a time.
+    for precision, engine, expected in (("bf16", "openvino", 16), ("int8", "openvino", 16), ("fp32", "openvino", 8), ("int8", "onnxruntime", 8)):
+        assert Traits(RuntimeInfo(engine, "1", precision, 1), None, None).padded(1) == expected
     assert [free.widened(length) for length in (8, 32, 40, 504)] == [32, 32, 64, 512]
     assert [fixed.widened(length) for length in (128, 384)] == [128, 384]
 
