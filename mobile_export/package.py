@@ -40,7 +40,7 @@ from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifes
 from pocketqa.golden import record
 from pocketqa.reader import Reader
 from pocketqa.runtimes.forms import FOLDER, read_form
-from pocketqa.runtimes.onnx import OnnxRuntime, silent_onnxruntime
+from pocketqa.runtimes.onnx import OnnxRuntime
 from pocketqa.types import JSON, Request
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ SAMPLES = Path(squad.__file__).with_name("samples.json")
 GOLDEN_QUESTIONS = 8
 LONGEST_GOLDEN_CONTEXT = 1500  # code points: golden questions are replayed at every start of a service
 AGREEMENT = 1e-3  # largest allowed difference of a logit between PyTorch and ONNX Runtime, times the largest logit where that is above 1
-TOOLS = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "safetensors")
-NEEDED = ("torch", "transformers", "safetensors", "onnx", "optimum")
+TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "safetensors")
+NEEDED = ("torch", "transformers", "safetensors", "onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,6 @@ def package(
 ) -> Packaged:
     """Make the model folder `out` from a checkpoint.  Raises FolderError and its kinds, EngineError where PyTorch and ONNX Runtime disagree."""
     _check_installed()
-    silent_onnxruntime()  # before optimum imports it
     _check_out(checkpoint, Path(out), force)
     source = locate(checkpoint)
     config = read_config(source)
@@ -146,7 +145,7 @@ def package(
         agreement, golden = _write_golden(ModelFolder(folder))
         say(f"PyTorch and ONNX Runtime agree within {agreement:.1e} on {golden} golden questions")
         _carry_card(Path(out), folder)
-        parent = weights_hash(files)
+        parent = _parent(weights_hash(files), carried, repaired=Path(out).resolve() == source.resolve())
         manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried)
         ModelFolder(folder).verify()
         _carry_forms(Path(out), folder, manifest.files["model.safetensors"], say)
@@ -284,6 +283,13 @@ def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: M
         no_answer=carried.no_answer if carried else None,
         tools=tools,
     )
+
+
+def _parent(weights: str, carried: Manifest | None, *, repaired: bool) -> str:
+    """sha256 of the weights that a folder is made from.  One whose graph alone is made again is not its own parent: it keeps the one it had."""
+    if repaired and carried and carried.parent and carried.files.get("model.safetensors") == weights:
+        return carried.parent
+    return weights
 
 
 def _checkpoint_config(carried: Manifest | None) -> JSON:

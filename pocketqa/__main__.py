@@ -52,7 +52,6 @@ EXTRA_OF = {
     "executorch": "export",
     "nncf": "export",
     "onnx": "export",
-    "optimum": "export",
     "sklearn": "train",
     "scipy": "train",
     "tensorboard": "train",

@@ -24,8 +24,6 @@ PACKAGES = (
     "scipy",
     "safetensors",
     "onnx",
-    "optimum",
-    "optimum-onnx",
     "coremltools",
     "executorch",
     "nncf",

@@ -35,7 +35,6 @@ ONLY_IN = {
     "coremltools": ("mobile_export/**",),
     "executorch": ("mobile_export/**",),
     "nncf": ("mobile_export/**",),
-    "optimum": ("mobile_export/**",),
     "openvino": ("mobile_export/**", "pocketqa/runtimes/openvino.py"),
     "fastapi": ("service/**", "loadtest/baseline_*.py"),
     "starlette": ("service/**",),

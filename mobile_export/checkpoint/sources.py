@@ -106,7 +106,7 @@ def read_json(file: Path) -> JSON:
 
 
 def load_model(folder: Path, config: JSON) -> PreTrainedModel:
-    """The model in float32 and evaluation mode, with attention written out (the form that exports best).  Raises FolderError and its kinds."""
+    """The model in float32 and evaluation mode, with attention written out, as what exports are compared with.  Raises FolderError and its kinds."""
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 
     try:

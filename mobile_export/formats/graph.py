@@ -1,100 +1,124 @@
-"""The ONNX graph of a model folder: exported by optimum in fp32, then relinked, so that its weights are those of model.safetensors.
+"""The ONNX graph of a model folder: nodes in float32 whose weights are those of model.safetensors.
 
-Every initialiser of the exported graph carries the name of a parameter (constants are not folded at export, which would rename and transpose
-them).  Relinking replaces its values by a reference (file, offset, length) to the float16 tensor of that name, followed by a Cast to float32:
+Every weight is an initialiser with the name of a parameter.  It refers (file, offset, length) to the float16 tensor of that name, and a Cast to
+float32 follows:
 
     model.safetensors[bert...weight] (float16) --Cast--> bert...weight.float32 --Transpose--> MatMul
 
-Engines fold Cast and Transpose of a constant while they make the session, so nothing of it is left at run time.
+Engines fold Cast and Transpose of a constant while they make the session, so nothing of it is left at run time.  What is computed with the weights
+stands in `graph_families.py`.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pocketqa.errors import FolderError
-from pocketqa.weights import TensorEntry, safetensors_header
+from pocketqa.runtimes.loading import OUTPUTS
+from pocketqa.weights import safetensors_header
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-OPSETS = (17, 18, 19, 20)  # 17 brought LayerNormalization as one node; 20 is the last that PyTorch's TorchScript exporter writes
+OPSETS = (17, 18, 19, 20)  # 17 brought LayerNormalization as one node; the operators used here are the same in all four
 DEFAULT_OPSET = 17
-LARGEST_CONSTANT = 16_384  # bytes that may stay in the graph: 512 position numbers take 4,096, a forgotten bias of a wide layer would not fit
 SUFFIX = ".float32"
+AXES = ("batch_size", "sequence_length")  # of every input and output
 
 
 def export_graph(model: PreTrainedModel, graph: Path, weights: Path, opset: int = DEFAULT_OPSET) -> None:
-    """Export the model to `graph`, pointing into `weights` (a safetensors file beside it, holding the model's parameters in float16)."""
-    _export(model, graph, opset)
-    parameters = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    relink(graph, weights, parameters)
+    """Write the model to `graph`, pointing into `weights` (a safetensors file beside it, holding the model's parameters in float16).
 
-
-def relink(graph: Path, weights: Path, parameters: dict[str, np.ndarray]) -> None:
-    """Replace the values of every initialiser by the place of the tensor of its name.  Raises FolderError where something cannot be linked."""
+    Raises FolderError for a model that is of none of the families, and where the file does not hold a parameter.
+    """
     import onnx
 
-    model = onnx.load(str(graph))
-    tensors = safetensors_header(weights)
-    casts, kept = [], []
-    for initializer in model.graph.initializer:
-        if initializer.name not in parameters:
-            kept.append(initializer)
-            continue
-        if not np.array_equal(onnx.numpy_helper.to_array(initializer), parameters[initializer.name]):
-            raise FolderError(f"The exported graph holds other values of {initializer.name} than the model: this exporter version is not supported.")
-        kept.append(_external(initializer.name, tensors[initializer.name], weights.name))
-        casts.append(
-            onnx.helper.make_node("Cast", [initializer.name], [initializer.name + SUFFIX], name=f"{initializer.name}.Cast", to=onnx.TensorProto.FLOAT)
-        )
-    linked = {cast.input[0] for cast in casts}
-    nodes = list(model.graph.node)
-    for node in nodes:
-        node.input[:] = [name + SUFFIX if name in linked else name for name in node.input]
-    del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend(kept)
-    model.graph.node.extend([*casts, *nodes])
-    _refuse_leftovers(model)
-    onnx.save(model, str(graph))
+    from mobile_export.formats.graph_families import write_network  # loads PyTorch
+
+    writer = GraphWriter(model, weights)
+    inputs = write_network(writer, model)
+    onnx.save(writer.finish(inputs, opset), str(graph))
     onnx.checker.check_model(str(graph))
 
 
-def _export(model: PreTrainedModel, graph: Path, opset: int) -> None:
-    from optimum.exporters.onnx import export
-    from optimum.exporters.tasks import TasksManager
-    from torch.jit import TracerWarning  # type: ignore[attr-defined]
+class GraphWriter:
+    """The nodes of a graph, written one after another.  Tensors are known by their names; each method returns the name of one.
 
-    constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task="question-answering", library_name="transformers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TracerWarning)  # shapes are traced on purpose; agreement is measured for other shapes
-        warnings.simplefilter("ignore", DeprecationWarning)  # optimum chooses PyTorch's older exporter
-        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # of slices (MobileBERT's trigrams): nothing is folded on purpose
-        warnings.filterwarnings("ignore", message="Constant folding - ")  # nothing is to be folded
-        export(model, constructor(model.config), graph, opset=opset, do_constant_folding=False, disable_dynamic_axes_fix=True)
+    scope: what the names of the next nodes begin with.
+    """
 
+    def __init__(self, model: PreTrainedModel, weights: Path) -> None:
+        self.scope = ""
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._location, self._tensors = weights.name, safetensors_header(weights)
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, Any] = {}
+        self._counts: Counter[str] = Counter()
 
-def _external(name: str, tensor: TensorEntry, location: str) -> Any:
-    import onnx
+    def node(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """One operator of one output.  Node and output share a name: by default the scope, the operator, and a number from the second on."""
+        import onnx
 
-    if tensor.dtype != "F16":
-        raise FolderError(f"Expected {name} as F16 in {location}, found {tensor.dtype}.")
-    proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT16, dims=tensor.shape, data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", tensor.offset), ("length", tensor.length)):
-        proto.external_data.add(key=key, value=str(value))
-    return proto
+        if name is None:
+            label = f"{self.scope}/{operator}"
+            self._counts[label] += 1
+            name = label if self._counts[label] == 1 else f"{label}_{self._counts[label]}"
+        self._nodes.append(onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
 
+    def constant(self, values: ArrayLike) -> str:
+        """Whole numbers as int64, others as float32.  Equal constants are there once."""
+        import onnx
 
-def _refuse_leftovers(model: Any) -> None:
-    """Raises FolderError where the graph still holds a large constant, which would be a second copy of a weight."""
-    constants = [(tensor.name, tensor) for tensor in model.graph.initializer if not tensor.external_data]
-    constants += [(node.name, attribute.t) for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
-    large = [f"{name} ({tensor.ByteSize()} bytes)" for name, tensor in constants if tensor.ByteSize() > LARGEST_CONSTANT]
-    if large:
-        raise FolderError(
-            f"The exported graph holds weights that are no parameters of the model: {', '.join(large)}. This architecture is not supported."
+        array = np.asarray(values)
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        name = f"constant {array.tolist()}"
+        self._initializers.setdefault(name, onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def parameter(self, tensor: Tensor) -> str:
+        """A parameter of the model in float32.  Raises FolderError where the weight file does not hold it in float16."""
+        import onnx
+
+        name = self._names[id(tensor)]
+        if name not in self._initializers:
+            self._initializers[name] = self._external(name, tuple(tensor.shape))
+            self.node("Cast", name, name=name + SUFFIX, to=onnx.TensorProto.FLOAT)
+        return name + SUFFIX
+
+    def path(self, tensor: Tensor) -> str:
+        """The place of a parameter in the model: its name without the last part."""
+        return self._names[id(tensor)].rpartition(".")[0]
+
+    def finish(self, inputs: Sequence[str], opset: int) -> Any:
+        """The model, from whole numbers (B, T) to logits (B, T)."""
+        from onnx import TensorProto, helper
+
+        graph = helper.make_graph(
+            self._nodes,
+            "question answering",
+            [helper.make_tensor_value_info(name, TensorProto.INT64, AXES) for name in inputs],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, AXES) for name in OUTPUTS],
+            list(self._initializers.values()),
         )
+        opsets = [helper.make_opsetid("", opset)]
+        return helper.make_model_gen_version(graph, opset_imports=opsets, producer_name="pocketqa")
+
+    def _external(self, name: str, shape: tuple[int, ...]) -> Any:
+        import onnx
+
+        found = self._tensors.get(name)
+        if found is None or (found.dtype, found.shape) != ("F16", shape):
+            words = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise FolderError(f"Expected {name} as F16 {list(shape)} in {self._location}, found {words}.")
+        proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT16, dims=shape, data_location=onnx.TensorProto.EXTERNAL)
+        for key, value in (("location", self._location), ("offset", found.offset), ("length", found.length)):
+            proto.external_data.add(key=key, value=str(value))
+        return proto
