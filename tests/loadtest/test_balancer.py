@@ -133,7 +133,7 @@ def test_a_replica_that_drains_is_asked_no_more_and_finishes_what_it_has() -> No
     with balanced() as (front, (leaving, staying)):
         leaving.delay = staying.delay = 2.0
         under_way: list[tuple[int, str | None]] = []
-        # One after the other: two at the same instant may both be given to the same replica, each by a thread of HAProxy that does not see the other yet.
+        # One after the other: two at the same instant may both go to one replica, each by a thread of HAProxy that does not see the other yet.
         thread = threading.Thread(target=lambda: under_way.extend(ask(front, 2, 1.0)))
         thread.start()
         until(lambda: leaving.asked == 1 and staying.asked == 1)
