@@ -36,7 +36,8 @@ BIN = Path(sys.executable).parent
 def composed(*profiles: str, **environment: str) -> dict[str, Any]:
     """The services as docker-compose understands them."""
     program = shutil.which("docker-compose")
-    assert program, "docker-compose is missing: apt-get install docker-compose"
+    if program is None:
+        pytest.skip("docker-compose is not installed")
     words = [program, *(word for profile in profiles for word in ("--profile", profile) if profile), "config"]
     clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME")}
     done = subprocess.run(words, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -22,6 +23,8 @@ from loadtest.balancer import Balancer, NoBalancer
 from loadtest.closed_loop import header, post
 from loadtest.open_loop import run_open_loop
 from loadtest.processes import Server, ServerFailed, python
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy", path=f"{os.environ['PATH']}:{balancer.SBIN}") is None, reason="HAProxy is not installed")
 
 HAPROXY = Path(__file__).parent.parent.parent / "docker" / "haproxy"
 
