@@ -10,7 +10,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -27,6 +26,7 @@ from service.models import Pair, Served
 from service.questions import Question, encode
 from service.schemas import Role
 from service.settings import Settings
+from service.threads import Threads
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Inference:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
-        self._text = ThreadPoolExecutor(_TEXT_THREADS, "pocketqa-text")
+        self._text = Threads(_TEXT_THREADS, "pocketqa-text")
         self._characters = 0  # that are being tokenised, or wait for it
         self._character_seconds = _CHARACTER_SECONDS
         self._scheduler = Scheduler(engine, settings, metrics)
@@ -91,7 +91,7 @@ class Inference:
 
     async def close(self) -> None:
         """End the lanes, and let the threads go once they are done."""
-        self._text.shutdown(wait=False)
+        self._text.close()
         await self._engine.close()
 
     async def answer(self, role: Role, question: Question) -> Answered:
@@ -144,7 +144,8 @@ class Inference:
             raise
 
     def _answered(self, role: Role, result: Result, total: float) -> Answered:
-        self._metrics.stages(role, result.timings, total)
+        # Counted once the answer is on its way.
+        asyncio.get_running_loop().call_soon(self._metrics.stages, role, result.timings, total)
         return Answered(result, total)
 
     def _show(self, role: Role, question: Question, encoded: Encoded, result: Result) -> None:
@@ -211,7 +212,7 @@ class Inference:
             return work(), waited
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._text, timed)
+            return await self._text.run(timed)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as panic:  # a panic of the tokenizer's Rust code is no Exception, and nothing above would answer it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -60,6 +61,7 @@ class HostGate:
         return "." not in name or _is_address(name) or name in self._names or name.endswith(self._endings)
 
 
+@functools.lru_cache(maxsize=256)  # the same few come with every request
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

@@ -47,6 +47,7 @@ class Kind(IntEnum):
     FAILED = 5
 
 
+_KINDS = frozenset(Kind)
 _TEXTS = (Kind.OPEN, Kind.READY, Kind.FAILED)
 
 
@@ -115,7 +116,7 @@ def _pack(kind: Kind, role: Role, shape: tuple[int, int], number: int, *parts: n
 def read_header(data: bytes | bytearray | memoryview) -> Header:
     """The first HEADER_BYTES of a frame.  Raises FrameError."""
     magic, kind, role, rows, length, zero, number, size = _HEADER.unpack(data)
-    if magic != MAGIC or zero != 0 or kind not in set(Kind) or role >= len(ROLES):
+    if magic != MAGIC or zero != 0 or kind not in _KINDS or role >= len(ROLES):
         raise FrameError(f"Expected a frame that starts with {MAGIC!r}, found {bytes(data)!r}.")
     header = Header(Kind(kind), ROLES[role], rows, length, number, size)
     if header.kind in _TEXTS:

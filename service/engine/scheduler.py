@@ -178,10 +178,10 @@ class Scheduler:
         for role in ROLES:
             while self._queues[role] and self._queues[role].head.deadline <= now:
                 self._fail(self._queues[role].head, DeadlineExceeded("The request waited for as long as it may take."))
-        in_order = merge(*(queue.pieces for queue in self._queues.values()), key=lambda piece: piece.owner.arrived)
-        waiting = list(islice(in_order, LOOK_AHEAD))
-        if not waiting:
+        queues = [queue.pieces for queue in self._queues.values() if queue]
+        if not queues:
             return None
+        waiting = list(islice(merge(*queues, key=lambda piece: piece.owner.arrived), LOOK_AHEAD))
         role = waiting[0].owner.role
         pieces = [waiting[index] for index in self._plans[role].choose(waiting, self._begun)]
         self._queues[role].take(pieces)
