@@ -59,6 +59,18 @@ def tiny_distilbert(
     return _save(path, make, cased, seed, vocabulary)
 
 
+# What a configuration of MobileBERT may change, by name: settings for `tiny_mobilebert`.
+MOBILEBERT_VARIANTS: dict[str, dict[str, Any]] = {
+    "LayerNorm": {"normalization_type": "layer_norm"},
+    "GELU": {"hidden_act": "gelu"},
+    "one network a layer": {"num_feedforward_networks": 1},
+    "attention in the bottleneck": {"use_bottleneck_attention": True},
+    "no bottleneck": {"use_bottleneck": False},
+    "single tokens": {"trigram_input": False},
+    "single tokens, no transformation": {"trigram_input": False, "embedding_size": 32},
+}
+
+
 def tiny_mobilebert(path: Path, layers: int = 2, cased: bool = False, seed: int = 0, vocabulary: Sequence[str] | None = None, **config: Any) -> Path:
     """Write a random MobileBertForQuestionAnswering folder to `path` and return it; `config` replaces settings of its MobileBertConfig."""
     from transformers import MobileBertConfig, MobileBertForQuestionAnswering

@@ -25,8 +25,8 @@ from pocketqa.types import Batch, RuntimeInfo, SpanLogits
 DEVICE = "CPU"
 TELEMETRY = "openvino_telemetry"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-# What OpenVINO prepares for a shape of batch it keeps, by default, for a thousand shapes: some MiB for each.  So many of each kind of operation are
-# enough for the shapes that come again and again, and those that are rare are prepared anew at little cost.
+# OpenVINO keeps what it prepared for a shape of batch, by default up to 5,000 entries of each kind of operation: some MiB for each shape.  This many
+# are enough for the shapes that come again and again, and those that are rare are prepared anew at little cost.
 _PREPARED = 128
 
 

@@ -24,7 +24,7 @@ from pocketqa.runtimes import open_runtime, openvino
 from pocketqa.types import Batch, SpanLogits
 from pocketqa.weights import external_entries, safetensors_header
 from tests.packaged import random_batch, workspace
-from tests.tiny import tiny_bert, tiny_distilbert, tiny_mobilebert, tiny_tinybert
+from tests.tiny import MOBILEBERT_VARIANTS, tiny_bert, tiny_distilbert, tiny_mobilebert, tiny_tinybert
 
 LAYERS = 2
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -32,15 +32,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "distilbert": tiny_distilbert,
     "tinybert": tiny_tinybert,
     "mobilebert": tiny_mobilebert,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "LayerNorm": {"normalization_type": "layer_norm"},
-    "GELU": {"hidden_act": "gelu"},
-    "one network a layer": {"num_feedforward_networks": 1},
-    "attention in the bottleneck": {"use_bottleneck_attention": True},
-    "no bottleneck": {"use_bottleneck": False},
-    "single tokens": {"trigram_input": False},
-    "single tokens, no transformation": {"trigram_input": False, "embedding_size": 32},
 }
 ENGINES = [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
 
@@ -77,9 +68,9 @@ def test_equals_pytorch_for_ragged_rows(engine: str, family: str) -> None:
     assert_equals_pytorch(made(family), engine)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MOBILEBERT_VARIANTS)
 def test_variants_of_mobilebert_equal_pytorch(variant: str, tmp_path: Path) -> None:
-    package(str(tiny_mobilebert(tmp_path / "checkpoint", **VARIANTS[variant])), tmp_path / "model", say=lambda line: None)
+    package(str(tiny_mobilebert(tmp_path / "checkpoint", **MOBILEBERT_VARIANTS[variant])), tmp_path / "model", say=lambda line: None)
     assert_equals_pytorch(ModelFolder(tmp_path / "model"), "onnxruntime")
 
 

@@ -21,19 +21,9 @@ from pocketqa.folders import ModelFolder
 from pocketqa.runtimes import open_runtime
 from tests.mobile_export.float16 import decibels, half_logits, package, run
 from tests.packaged import random_batch
-from tests.tiny import tiny_mobilebert
+from tests.tiny import MOBILEBERT_VARIANTS, tiny_mobilebert
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "as published": {},
-    "LayerNorm": {"normalization_type": "layer_norm"},
-    "GELU": {"hidden_act": "gelu"},
-    "one network a layer": {"num_feedforward_networks": 1},
-    "attention in the bottleneck": {"use_bottleneck_attention": True},
-    "no bottleneck": {"use_bottleneck": False},
-    "single tokens": {"trigram_input": False},
-    "single tokens, no transformation": {"trigram_input": False, "embedding_size": 32},
-    "one token type": {"type_vocab_size": 1},
-}
+VARIANTS = {"as published": {}, **MOBILEBERT_VARIANTS, "one token type": {"type_vocab_size": 1}}
 
 
 @pytest.fixture(scope="module")
