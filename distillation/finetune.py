@@ -47,6 +47,7 @@ from distillation.questions.data import (
 )
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.question_losses import loss_function, teachers_of
+from distillation.text.corpus import plan_size
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import grown_from, weights_hash
 from distillation.training.loop import LoopResult, Step, run
@@ -182,16 +183,13 @@ def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingW
 
 
 def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], plan: Sequence[Step]) -> None:
-    lengths = np.array([len(item.window) for item in windows])
-    positions = sum(len(batch) * padded(int(lengths[list(batch)].max())) for step in plan for batch in step)
-    tokens = sum(int(lengths[list(batch)].sum()) for step in plan for batch in step)
+    tokens, waste = plan_size(plan, np.array([len(item.window) for item in windows]), padded)
     parameters = parameters_of(trained.student)
     processes.say(f"model {job.model}: {parameters:,} parameters; teacher: {', '.join(job.teachers) or 'none'}")
     if trained.transfer.pairs:
         processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
     processes.say(
-        f"{len(windows)} windows, {len(plan)} steps, {tokens:,} tokens, "
-        f"padding waste {100 * (1 - tokens / positions):.1f} %, {torch.get_num_threads()} threads"
+        f"{len(windows)} windows, {len(plan)} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads"
     )
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
 

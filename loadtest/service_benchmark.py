@@ -3,12 +3,13 @@
     pocketqa benchmark --workload service
     pocketqa benchmark --workload service --model DIR --data dev-v1.1.json --run-file runs
     pocketqa benchmark --workload service --preset paper --run-file runs
+    pocketqa benchmark --workload service --preset paper --form openvino-int8 --run-file runs
 
 The client has one core, the servers share the others; all are up at once and one is asked at a time, in an order drawn anew for each round.  Every
 contestant gets the same bytes.  A is the question-answering pipeline of transformers in PyTorch, in fp32 and in bf16, of which the better counts; B
 is the service's own reader in OpenVINO bf16, one request at a time; "no batching" is the service itself, batches turned off.  Beside the times stands
 how many answers among many users have the span that the question has alone.  --preset paper makes a student of the paper's size from its
-configuration.
+configuration, with --form in int8, which the service then picks; its weights are random, so the form is not judged.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from loadtest.race import Row, points_of, rates_of, ratios_of, run_race
 from loadtest.record import data_file, served_models
 from pocketqa import runs
 from pocketqa.errors import MissingExtra, OptionsError
+from pocketqa.runtimes.forms import FORMS
 
 OURS, PLAIN = "PocketQA", "A fp32"
 MODELS = Path("models")
@@ -184,10 +186,13 @@ def _paper_student(given: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pocketqa-service-") as temporary:
         checkpoint, folder = Path(temporary, "checkpoint"), Path(temporary, "distilbert")
         say("making a student of the paper's size from its configuration")
-        for command in (
+        commands = [
             python("loadtest.baseline_checkpoint", str(checkpoint), "--vocabulary", str(given.model)),
             python("pocketqa", "package", str(checkpoint), "--out", str(folder), "--name", "DistilBERT"),
-        ):
+        ]
+        if given.form:
+            commands.append(python("pocketqa", "package", str(folder), "--form", given.form, "--data", given.data, "--max-f1-loss", "100"))
+        for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ServerFailed(f"Expected `{command[2]}` to make a student, found: {(done.stderr or done.stdout).strip()[-300:]}")
@@ -233,7 +238,7 @@ def _run(
     missing = [] if cores.client else ["client and servers on different cores: this system does not pin processes, or has one core"]
     if given.preset:
         missing.append("exact match and F1 of the paper-size student: its weights are random")
-    name = "paper" if given.preset else subjects[0].name
+    name = "-".join(filter(None, ("paper" if given.preset else subjects[0].name, given.form)))
     return runs.new_run("service", name, subjects, [data], ["pocketqa", "benchmark", *argv], results, missing)
 
 
@@ -253,6 +258,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workload", choices=("service",), required=True, help="this benchmark")
     parser.add_argument("--model", type=Path, default=MODELS / "student", metavar="DIR", help="the student that all serve (default: %(default)s)")
     parser.add_argument("--preset", choices=("paper",), help="a student of the paper's size from its configuration, with the vocabulary of --model")
+    parser.add_argument("--form", choices=sorted(name for name, _ in FORMS.values()), help="with --preset: make this form of the student as well")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="served beside it and not asked but for its lengths (default: models/teacher)")
     parser.add_argument("--data", default=str(SAMPLES), metavar="FILE", help="questions in SQuAD format (default: the project's own samples)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="a random sample of N questions; 0, the default, takes all")
@@ -266,4 +272,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if given.rounds < 1:
         raise OptionsError(f"Expected --rounds to be at least 1, found {given.rounds}.")
+    if given.form and not given.preset:
+        raise OptionsError(
+            "--form goes with --preset. A form of a trained model is made and judged by `pocketqa package MODEL --form NAME --data FILE`, "
+            "and asked with --model MODEL."
+        )
     return given

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from distillation.models.modeling import inputs_of
 from distillation.questions.data import TrainingWindow, padded, to_batch
+from distillation.text.corpus_cache import ReadingProgress
 from distillation.training import checkpoints, processes
 from distillation.training.loop import DTYPES
 from pocketqa.errors import TrainingError
@@ -100,7 +101,8 @@ def _make(
         with atomic_folder(folder) as made:
             _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
             values = np.memmap(made / LOGITS, dtype="<f4", mode="r+", shape=(int(lengths.sum()), SIDES))
-            _fill(values, windows, lengths, pad_id, precision, model)
+            progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
+            _fill(values, windows, lengths, pad_id, precision, model, progress)
             values.flush()
             del values
             index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
@@ -118,7 +120,13 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _fill(
-    values: NDArray[np.float32], windows: Sequence[TrainingWindow], lengths: NDArray[np.int64], pad_id: int, precision: str, model: PreTrainedModel
+    values: NDArray[np.float32],
+    windows: Sequence[TrainingWindow],
+    lengths: NDArray[np.int64],
+    pad_id: int,
+    precision: str,
+    model: PreTrainedModel,
+    progress: ReadingProgress,
 ) -> None:
     """Compute all logits, longest windows first, so that too little memory shows at once."""
     device, ends = processes.device(), np.cumsum(lengths)
@@ -133,6 +141,8 @@ def _fill(
         both = torch.stack((out.start_logits, out.end_logits), dim=-1).float().cpu().numpy()  # (B, T, 2)
         for row, index in enumerate(chosen):
             values[ends[index] - lengths[index] : ends[index]] = both[row, : lengths[index]]
+        progress.done += int(lengths[chosen].sum())
+        progress.say(0, first)
 
 
 def _check(folder: Path, key: str, lengths: NDArray[np.int64]) -> None:

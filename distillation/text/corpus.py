@@ -168,15 +168,15 @@ def plan_steps(lengths: Rows, recipe: PlanRecipe, rows: Rows | None = None) -> l
     return [batches[at : at + recipe.accumulation] for at in range(0, len(batches), recipe.accumulation)]
 
 
-def plan_size(plan: Sequence[Step], lengths: Rows) -> tuple[int, float]:
-    """Tokens of a plan without padding, and the share of positions that are padding."""
-    padded = tokens = 0
+def plan_size(plan: Sequence[Step], lengths: Rows, padded: Callable[[int], int] = int) -> tuple[int, float]:
+    """Tokens of a plan without padding, and the share of positions that are padding.  padded: the length of a batch by that of its longest row."""
+    positions = tokens = 0
     for step in plan:
         for batch in step:
             chosen = lengths[list(batch)]
             tokens += int(chosen.sum())
-            padded += len(batch) * int(chosen.max())
-    return tokens, 1 - tokens / padded
+            positions += len(batch) * padded(int(chosen.max()))
+    return tokens, 1 - tokens / positions
 
 
 def _running(ids: NDArray[np.unsignedinteger], sep_id: int, capacity: int) -> tuple[Rows, Rows]:

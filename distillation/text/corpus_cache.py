@@ -211,15 +211,16 @@ class _Writer:
 
 
 class ReadingProgress:
-    """A line now and then: what was made of the text so far, how much a second, share of the bytes read, time left."""
+    """A line now and then: what was made of the text so far, how much a second, share of the text read, time left."""
 
     def __init__(self, size: int, doing: str, what: str, say: Say) -> None:
-        self.done = 0  # bytes of the sources that are finished
+        """size: of all the text, in bytes, tokens or any other unit."""
+        self.done = 0  # of the size: the sources that are finished
         self._size, self._doing, self._what, self._say = size, doing, what, say
         self._began = self._last = time.monotonic()
 
     def say(self, read: int, made: int) -> None:
-        """Report after REPORT_SECONDS.  read: bytes of the present source."""
+        """Report after REPORT_SECONDS.  read: of the size, what was read of the present source."""
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:
             return

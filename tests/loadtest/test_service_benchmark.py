@@ -16,9 +16,13 @@ from loadtest import service_benchmark
 from loadtest.processes import Cores, Server, python
 from loadtest.questions import load_questions
 from loadtest.race import PARAMETERS, request_of
+from loadtest.service_costs import Geometry
 from pocketqa import report, runs
 from pocketqa.errors import OptionsError
+from pocketqa.folders import ModelFolder
 from pocketqa.runs import Interval
+from pocketqa.runtimes import open_runtime
+from pocketqa.runtimes.forms import has_form
 from tests.packaged import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +60,7 @@ def test_an_unknown_baseline_is_named() -> None:
         (["--workload", "service", "--users", "1,none"], "--users as numbers above 0, such as 1,8,32; found 1,none"),
         (["--workload", "service", "--users", "0"], "found 0"),
         (["--workload", "service", "--limit", "-1"], "--limit to be a number of questions"),
+        (["--workload", "service", "--form", "onnx-int8"], "--form goes with --preset.*pocketqa package MODEL --form NAME"),
     ],
 )
 def test_wrong_options_end_before_anything_starts(argv: list[str], says: str) -> None:
@@ -102,6 +107,17 @@ def test_a_baseline_answers_in_hugging_faces_protocol(module: str, precision: st
     assert found["answer"] == question.context[found["start"] : found["end"]]
     assert found["answer"] in question.golds
     assert 0 < found["score"] <= 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_the_student_of_the_papers_size_comes_with_the_form_that_the_service_picks() -> None:
+    given = service_benchmark._parse(["--workload", "service", "--preset", "paper", "--form", "openvino-int8"])
+    with service_benchmark._paper_student(given) as folder:
+        assert Geometry.of(folder) == service_benchmark.PAPER_SIZE
+        assert open_runtime(ModelFolder(folder), "openvino", "fp32").info.precision == "fp32"
+        assert has_form(ModelFolder(folder), "openvino")
+        assert open_runtime(ModelFolder(folder)).info.precision == "int8"
 
 
 @pytest.mark.full

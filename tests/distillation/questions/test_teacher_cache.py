@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distillation.models import modeling
 from distillation.questions import teacher_cache
 from distillation.questions.data import NegativeOptions, TrainingWindow, to_batch, training_windows
 from distillation.questions.teacher_cache import TeacherLogits, teacher_logits
+from distillation.text import corpus_cache
 from pocketqa import squad
 from pocketqa.errors import TrainingError
 from pocketqa.features import Tokenizer
@@ -44,6 +46,18 @@ def never() -> PreTrainedModel:
 
 def open_cache(cache: Path, source: Path, windows: list[TrainingWindow], loader: Any) -> TeacherLogits:
     return teacher_logits(cache, str(source), windows, 0, "fp32", loader)
+
+
+def test_it_tells_how_far_it_has_read(
+    tmp_path: Path, source: Path, windows: list[TrainingWindow], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corpus_cache, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(teacher_cache, "TOKENS_AT_ONCE", 96)
+    open_cache(tmp_path, source, windows, load(source))
+    told = re.findall(r"([\d,]+) windows, [\d,]+ a second, (\d+) % read, \d+ s left", "".join(capsys.readouterr()))
+    assert len(told) > 3
+    assert told[-1] == (str(len(windows)), "100")
+    assert [int(share) for _, share in told] == sorted(int(share) for _, share in told)
 
 
 def test_it_holds_what_the_teacher_says(tmp_path: Path, source: Path, windows: list[TrainingWindow]) -> None:
