@@ -207,11 +207,12 @@ def command_line(words: Iterable[str]) -> str:
 def write(run: RunFile, path: str | Path) -> Path:
     """Write a run file, pretty and sorted, all at once; `path` is a file name ending in .json, or a folder in which it gets its own name.
 
+    In a folder, the same command's run of the same day is replaced, and another's is not: the name then gets a number.
     Raises DataError for numbers that are not finite, more than 100 kB, or paths of this machine anywhere in it.
     """
     target = Path(path)
     if target.suffix != ".json":
-        target = target / run.file_name
+        target = _own_place(target / run.file_name, run.command)
     document = asdict(run)
     _check_values(document, target.name)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -221,6 +222,22 @@ def write(run: RunFile, path: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, text)
     return target
+
+
+def _own_place(path: Path, command: str) -> Path:
+    """The path, or the first numbered one that no other command's run has."""
+    place, number = path, 1
+    while place.exists() and _command_of(place) != command:
+        number += 1
+        place = path.with_stem(f"{path.stem}-{number}")
+    return place
+
+
+def _command_of(path: Path) -> str | None:
+    try:
+        return read(path).command
+    except DataError:  # not a run file of ours: it is left as it is
+        return None
 
 
 def read(path: str | Path) -> RunFile:

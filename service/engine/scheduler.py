@@ -25,7 +25,7 @@ from service.engine.batches import LOOK_AHEAD, Plan
 from service.engine.cost import Cost
 from service.engine.frames import ROLES
 from service.engine.lanes import Engine, Forwarded, Lane
-from service.engine.promises import LATER
+from service.engine.promises import promised
 from service.engine.waiting import Piece, Waiting, Work
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost
 from service.metrics import Metrics
@@ -115,7 +115,7 @@ class Scheduler:
         queue.add(pieces)
         one_by_one = sum(max(0.0, batch.apart - (now - batch.began)) for batch in self._running.values())
         one_by_one += sum(waiting.seconds() for waiting in self._queues.values())
-        queue.promise(work.arrived, self._begun - self._rest(now) + (1 + LATER) * one_by_one)
+        queue.promise(work.arrived, self._begun - self._rest(now) + promised(one_by_one))
 
     def _rest(self, now: float) -> float:
         """Predicted seconds until what is running is done, of all lanes together."""

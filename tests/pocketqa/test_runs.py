@@ -64,6 +64,16 @@ def test_ten_thousand_questions_fit_and_stay_within_a_500th(tmp_path):
     assert np.abs(stored.f1 - f1).max() <= 1 / 500 + 1e-12
 
 
+def test_in_a_folder_a_run_replaces_none_of_another_command(tmp_path):
+    first = runs.write(evaluation(), tmp_path)
+    other = replace(evaluation(), command="pocketqa evaluate models/student --limit 2")
+    assert [runs.write(run, tmp_path).name for run in (other, evaluation(), other)] == [f"{first.stem}-2.json", first.name, f"{first.stem}-2.json"]
+    first.write_text("not a run file")
+    assert runs.write(evaluation(), tmp_path).name == f"{first.stem}-3.json"
+    assert first.read_text() == "not a run file"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_results_that_contradict_are_refused():
     with pytest.raises(OptionsError, match="4 ids"):
         runs.evaluation_results(Scores(50, 62.5, 3), EXACT, F1, IDS)

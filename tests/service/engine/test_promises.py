@@ -10,7 +10,7 @@ import pytest
 
 from service.engine.batches import STEP, Plan
 from service.engine.frames import ROLES
-from service.engine.promises import LATER, Candidate, Line
+from service.engine.promises import Candidate, Line, promised
 from service.schemas import Role
 from tests.service.engine.simulation import Asked, closed_loop, open_loop
 from tests.service.engine.test_batches import Known
@@ -93,7 +93,7 @@ def test_nobody_is_later_than_one_by_one_in_the_order_of_arrival_by_more_than_a_
         asked.append(Asked(at, (tokens,) * draw.choice((1, 1, 1, 1, 1, 4)), draw.choice(roles)))
     wanted = np.array(one_by_one(asked))
     found = np.array(open_loop(asked, small_model))
-    assert (found <= (1 + LATER) * wanted + ROUNDING).all(), (found / wanted).max()
+    assert (found <= [promised(seconds) + ROUNDING for seconds in wanted]).all(), (found / wanted).max()
     assert np.median(found) < 0.8 * np.median(wanted)
     apart = np.array(open_loop(asked, small_model, batching=False))
     assert apart == pytest.approx(wanted)
@@ -104,9 +104,10 @@ def test_of_many_users_with_passages_of_many_lengths_the_last_are_not_much_later
     tokens = passages(3000)
     apart = closed_loop(users, tokens, small_model, 3000, batching=False)
     together = closed_loop(users, tokens, small_model, 3000)
-    assert together.quantile(0.99) <= (1 + LATER) * apart.quantile(0.99)
+    # What is promised to each is a share of what it finds, and that is more of some and less of others than without batches.
+    assert together.quantile(0.99) <= promised(1.03 * apart.quantile(0.99))
     assert together.quantile(0.5) <= 1.01 * apart.quantile(0.5)
-    assert together.rate >= {4: 1.005, 8: 1.03, 32: 1.1, 64: 1.12}[users] * apart.rate
+    assert together.rate >= {4: 1.01, 8: 1.03, 32: 1.07, 64: 1.1}[users] * apart.rate
 
 
 def test_a_rare_length_is_not_starved() -> None:
@@ -116,18 +117,18 @@ def test_a_rare_length_is_not_starved() -> None:
     together = closed_loop(32, tokens, small_model, len(tokens))
     rare, before = together.seconds[together.tokens == 250], apart.seconds[apart.tokens == 250]
     assert len(rare) > 90
-    assert rare.max() <= (1 + LATER) * before.max()
+    assert rare.max() <= promised(before.max())
     assert together.rate >= 1.35 * apart.rate
 
 
-@pytest.mark.parametrize(("users", "gain"), [(4, 1.12), (8, 1.22), (32, 1.33)])
+@pytest.mark.parametrize(("users", "gain"), [(4, 1.14), (8, 1.24), (32, 1.33)])
 def test_where_lengths_agree_batches_bring_what_they_can(users: int, gain: float) -> None:
     # By themselves 120 tokens take 3.3 ms; of 32 rows padded to 128, one takes 2.4: at most 1.37 times as many.
     apart = closed_loop(users, [120], small_model, 2000, batching=False)
     together = closed_loop(users, [120], small_model, 2000)
     assert apart.rate == pytest.approx(1 / small_model(1, 120), rel=0.01)
     assert together.rate >= gain * apart.rate
-    assert together.quantile(0.99) <= (1 + LATER) * apart.quantile(0.99)
+    assert together.quantile(0.99) <= 0.9 * apart.quantile(0.99)
 
 
 def test_the_requests_of_a_list_are_promised_to_be_done_together() -> None:
