@@ -34,7 +34,6 @@ from loadtest.race import Row, points_of, rates_of, ratios_of, run_race
 from loadtest.record import data_file, served_models
 from pocketqa import runs
 from pocketqa.errors import MissingExtra, OptionsError
-from pocketqa.runtimes.forms import FORMS
 
 OURS, PLAIN = "PocketQA", "A fp32"
 MODELS = Path("models")
@@ -258,7 +257,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workload", choices=("service",), required=True, help="this benchmark")
     parser.add_argument("--model", type=Path, default=MODELS / "student", metavar="DIR", help="the student that all serve (default: %(default)s)")
     parser.add_argument("--preset", choices=("paper",), help="a student of the paper's size from its configuration, with the vocabulary of --model")
-    parser.add_argument("--form", choices=sorted(name for name, _ in FORMS.values()), help="with --preset: make this form of the student as well")
+    parser.add_argument("--form", metavar="NAME", help="with --preset: make this form of the student as well, onnx-int8 or openvino-int8")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="served beside it and not asked but for its lengths (default: models/teacher)")
     parser.add_argument("--data", default=str(SAMPLES), metavar="FILE", help="questions in SQuAD format (default: the project's own samples)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="a random sample of N questions; 0, the default, takes all")
