@@ -1,8 +1,10 @@
 """What a forward pass costs, learned from those that were measured: seconds for (rows, length), also where that shape was never seen.
 
-Three parts.  A table of measured shapes.  A smooth curve through them, a + b x tokens + c x tokens x length (the last term is attention), for shapes
+Four parts.  A table of measured shapes.  A smooth curve through them, a + b x tokens + c x tokens x length (the last term is attention), for shapes
 that were not measured, or long ago.  And one factor for the speed of the machine at the moment: when something else takes half of its cores, every
-shape slows down alike, and comparing a shape measured before with one measured since would teach the wrong lesson.
+shape slows down alike, and comparing a shape measured before with one measured since would teach the wrong lesson.  And what each window costs
+besides its pass: requests are read and answered while others are computed, on the same cores.  What a batch brings at once is paid by the pass after
+it, so it counts for the window, not for the pass that it holds up: else passes by themselves would seem dear wherever batches come before them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _PRIOR = 1.0  # measurements that the curve counts for, beside those of the shap
 _SPEED_GAIN = 0.25
 _OUTLIER = 3.0  # a measurement this many times off its shape's mean is taken as if it were this many times off
 _SPEED_STEP = 2.0  # one measurement does not tell of more
+_LEAST = 0.05  # share of a pass that is its own, whatever else the processor was busy with
+_HANDLED = 0.98  # of what is remembered of the handling of windows, the share that stays from one pass to the next
 _REFIT = 32  # measurements between two fits; a new shape fits at once
 _UNSEEN = (1e-3, 1e-5, 0.0)  # the curve before anything was measured: of the right order for a small model on a few cores
 
@@ -44,20 +48,26 @@ class Cost:
         self._curve: tuple[float, float, float] = _UNSEEN
         self._speed = 1.0
         self._since_fit = 0
+        self._handling = self._handled = 0.0  # seconds of handling, and for how many windows
 
     def seconds(self, rows: int, length: int) -> float:
-        """Predicted seconds of a forward pass of `rows` windows padded to `length`."""
-        return self._speed * self._steady((rows, length))
+        """Predicted seconds of a forward pass of `rows` windows padded to `length`, with what is done for them besides."""
+        handling = self._handling / self._handled if self._handled else 0.0
+        return self._speed * self._steady((rows, length)) + rows * handling
 
     def seed(self, rows: int, length: int, seconds: float) -> None:
         """A measurement made while warming up, alone on the machine: it sets the mean and leaves the speed alone."""
         self._table[rows, length] = _Measured(seconds / self._speed, _SEEDED, self._clock())
         self._fit()
 
-    def observe(self, rows: int, length: int, seconds: float) -> None:
-        """A measurement made while serving."""
+    def observe(self, rows: int, length: int, seconds: float, handling: float = 0.0) -> None:
+        """A measurement made while serving.  handling: of its seconds, those that went to the requests around it."""
         shape = (rows, length)
         expected = self._steady(shape)
+        handling = min(handling, (1 - _LEAST) * seconds)
+        seconds -= handling
+        self._handling = _HANDLED * self._handling + handling
+        self._handled = _HANDLED * self._handled + rows
         ratio = seconds / (self._speed * expected)
         self._speed *= min(max(ratio, 1 / _SPEED_STEP), _SPEED_STEP) ** _SPEED_GAIN
         steady = seconds / self._speed

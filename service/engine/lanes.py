@@ -64,6 +64,10 @@ class Engine(Protocol):
         """How long it takes, from now, until a lane is alive; 0 where one is."""
         ...
 
+    def around_seconds(self) -> float:
+        """Processor time that the service around the lanes has taken from each of them so far: reading requests, sending answers."""
+        ...
+
     def watch(self, changed: Callable[[], None]) -> None:
         """Call this whenever a lane dies or comes back."""
         ...
@@ -121,6 +125,10 @@ class ThreadEngine:
 
     def recovery_seconds(self) -> float:
         """A thread does not die."""
+        return 0.0
+
+    def around_seconds(self) -> float:
+        """Not known: the processor time of this process is that of its lane as well."""
         return 0.0
 
     def watch(self, changed: Callable[[], None]) -> None:

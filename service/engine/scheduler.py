@@ -55,6 +55,7 @@ class _Running:
     shape: tuple[int, int]
     began: float
     expected: float
+    around: float  # Engine.around_seconds when it began
 
     @property
     def apart(self) -> float:
@@ -193,7 +194,7 @@ class Scheduler:
         batch = collate([piece.owner.windows[piece.index] for piece in pieces], length, self._traits[role].pad_id)
         expected = plan.cost.seconds(len(pieces), length)
         self._begun += expected
-        running = self._running[lane] = _Running(role, pieces, batch.shape, self._clock(), expected)
+        running = self._running[lane] = _Running(role, pieces, batch.shape, self._clock(), expected, self._engine.around_seconds())
         lane.forward(role, batch).add_done_callback(lambda future: self._finish(lane, running, future))
 
     def _finish(self, lane: Lane, running: _Running, future: asyncio.Future[Forwarded]) -> None:
@@ -205,16 +206,17 @@ class Scheduler:
             self._failed(running, error)
         else:
             # First what others wait for: the lane for its next batch, the requests for their results.
+            around = self._engine.around_seconds() - running.around
             self._dispatch()
             self._hand_out(running, future.result(), now)
-            asyncio.get_running_loop().call_soon(self._learn, running, future.result(), now)
+            asyncio.get_running_loop().call_soon(self._learn, running, future.result(), now - running.began, around)
             return
         self._dispatch()
 
-    def _learn(self, running: _Running, forwarded: Forwarded, now: float) -> None:
+    def _learn(self, running: _Running, forwarded: Forwarded, seconds: float, around: float) -> None:
         rows, length = running.shape
         # What a batch costs is what the lane was busy with it for: the ways to the worker and back included.
-        self._plans[running.role].cost.observe(rows, length, now - running.began)
+        self._plans[running.role].cost.observe(rows, length, seconds, around)
         tokens = sum(piece.tokens for piece in running.pieces)
         self._metrics.batch(running.role, rows, tokens, rows * length, forwarded.seconds)
 

@@ -157,8 +157,9 @@ class WorkerEngine:
         self._settings = settings
         self._restarted = restarted
         self._changed: Callable[[], None] = lambda: None
-        workers = settings.workers or max(1, usable_cores() // CORES_A_WORKER)
-        self._threads = settings.threads or max(1, usable_cores() // workers)
+        self._cores = usable_cores()
+        workers = settings.workers or max(1, self._cores // CORES_A_WORKER)
+        self._threads = settings.threads or max(1, self._cores // workers)
         hang_seconds = max(HANG_SECONDS, 2 * settings.deadline_seconds)
 
         def start(warm_seconds: float) -> Awaitable[Worker]:
@@ -204,6 +205,10 @@ class WorkerEngine:
     def recovery_seconds(self) -> float:
         """How long until a worker is ready, as far as we know; 0 when one is."""
         return min(lane.recovery_seconds() for lane in self._lanes)
+
+    def around_seconds(self) -> float:
+        """The processor time of this process, where it runs on the workers' cores: a pass waits for each of its threads."""
+        return time.process_time() / len(self._lanes) if len(self._lanes) * self._threads >= self._cores else 0.0
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call this whenever a lane dies or comes back."""

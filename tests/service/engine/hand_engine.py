@@ -74,6 +74,9 @@ class HandEngine:
     def recovery_seconds(self) -> float:
         return 0.0 if any(lane.alive for lane in self.lanes) else self.recovery
 
+    def around_seconds(self) -> float:
+        return 0.0
+
     def watch(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 

@@ -55,23 +55,30 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 class SimulatedLane:
     alive = True
 
-    def __init__(self, seconds: Seconds) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: Seconds, handling: float) -> None:
+        self._seconds, self._handling = seconds, handling
+        self._owed = 0.0  # seconds of handling what the last pass brought
+        self.around = 0.0  # seconds of handling so far
 
     def forward(self, role: Role, batch: Batch) -> asyncio.Future[Forwarded]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Forwarded] = loop.create_future()
         logits = np.zeros(batch.shape, np.float32)
-        seconds = self._seconds(*batch.shape)
+        seconds = self._seconds(*batch.shape) + self._owed
+        self.around += self._owed
+        self._owed = self._handling * batch.shape[0]
         loop.call_later(seconds, future.set_result, Forwarded(SpanLogits(logits, logits), seconds))
         return future
 
 
 class SimulatedEngine:
-    """Lanes whose passes take so many seconds, which the service knows from warming up."""
+    """Lanes whose passes take so many seconds, which the service knows from warming up.
 
-    def __init__(self, seconds: Seconds, lanes: int = 1) -> None:
-        self.lanes: Sequence[SimulatedLane] = [SimulatedLane(seconds) for _ in range(lanes)]
+    handling: seconds for each window that a pass brings, taken from the pass after it.
+    """
+
+    def __init__(self, seconds: Seconds, lanes: int = 1, handling: float = 0.0) -> None:
+        self.lanes: Sequence[SimulatedLane] = [SimulatedLane(seconds, handling) for _ in range(lanes)]
         traits = Traits(RuntimeInfo("simulated", "1", "fp32", 1), None, None)
         self.traits: Mapping[Role, Traits] = {"teacher": traits, "student": traits}
         known = [(1, length, seconds(1, length)) for length in range(STEP, 385, STEP)]
@@ -80,6 +87,9 @@ class SimulatedEngine:
 
     def recovery_seconds(self) -> float:
         return 0.0
+
+    def around_seconds(self) -> float:
+        return sum(lane.around for lane in self.lanes) / len(self.lanes)
 
     def watch(self, changed: Callable[[], None]) -> None:
         pass
@@ -152,8 +162,8 @@ def closed_loop(users: int, tokens: Sequence[int], seconds: Seconds, requests: i
     return play(scene, seconds, lanes, **settings)
 
 
-def play(scene: Callable[[Scheduler], Coroutine[Any, Any, T]], seconds: Seconds, lanes: int = 1, **settings: Any) -> T:
+def play(scene: Callable[[Scheduler], Coroutine[Any, Any, T]], seconds: Seconds, lanes: int = 1, handling: float = 0.0, **settings: Any) -> T:
     with asyncio.Runner(loop_factory=LeapingLoop) as runner:
         loop = runner.get_loop()
-        scheduler = Scheduler(SimulatedEngine(seconds, lanes), Settings(**(PATIENT | settings)), Metrics(), loop.time)
+        scheduler = Scheduler(SimulatedEngine(seconds, lanes, handling), Settings(**(PATIENT | settings)), Metrics(), loop.time)
         return runner.run(scene(scheduler))

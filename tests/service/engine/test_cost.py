@@ -65,6 +65,23 @@ def test_a_machine_that_slows_down_slows_every_shape_down() -> None:
     assert cost.seconds(1, 384) == pytest.approx(2 * linear(1, 384), rel=0.15)
 
 
+def test_handling_counts_for_the_windows_it_was_for_not_for_the_pass_that_it_holds_up() -> None:
+    cost, each = seeded(linear), 0.002
+    for _ in range(100):
+        cost.observe(8, 128, linear(8, 128) + each, each)  # after a window by itself
+        cost.observe(1, 128, linear(1, 128) + 8 * each, 8 * each)  # after eight
+    assert cost.seconds(1, 128) == pytest.approx(linear(1, 128) + each, rel=0.05)
+    assert cost.seconds(8, 128) == pytest.approx(linear(8, 128) + 8 * each, rel=0.05)
+    assert cost.seconds(4, 384) == pytest.approx(linear(4, 384) + 4 * each, rel=0.05)
+
+
+def test_a_pass_is_never_all_handling() -> None:
+    cost = seeded(linear)
+    for _ in range(100):
+        cost.observe(1, 128, linear(1, 128), 1.0)  # as where it is counted on other cores as well
+    assert cost.seconds(1, 128) == pytest.approx(linear(1, 128), rel=0.05)
+
+
 def test_one_stall_changes_little() -> None:
     cost = seeded(linear)
     for _ in range(10):

@@ -22,6 +22,7 @@ import pytest
 from pocketqa.errors import CorruptFolder, EngineError, IncompleteFolder, PocketQAError
 from pocketqa.features import Tokenizer, collate
 from pocketqa.types import Batch, Request
+from service.engine import supervisor
 from service.engine.lanes import resident
 from service.engine.process import Worker
 from service.engine.supervisor import WorkerEngine
@@ -303,3 +304,20 @@ def test_the_memory_of_a_process_is_read_where_the_system_tells() -> None:
     found = resident(os.getpid())
     assert found is None or 5_000_000 < found < 50_000_000_000
     assert resident(2**22 + 1) is None
+
+
+def test_what_the_service_itself_computes_holds_up_the_workers_only_where_they_leave_no_core_free(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "usable_cores", lambda: 4)
+
+    def held_up(**changes: int) -> float:
+        engine = WorkerEngine(replace(tiny_settings, **changes), lambda: None, MODULE)
+        before, end = engine.around_seconds(), time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+        return engine.around_seconds() - before
+
+    assert held_up(workers=1, threads=4) == pytest.approx(0.05, rel=0.2)
+    assert held_up(workers=2, threads=2) == pytest.approx(0.025, rel=0.2)
+    assert held_up(workers=1, threads=3) == 0.0

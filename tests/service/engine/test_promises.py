@@ -110,6 +110,17 @@ def test_of_many_users_with_passages_of_many_lengths_the_last_are_not_much_later
     assert together.rate >= {4: 1.01, 8: 1.03, 32: 1.07, 64: 1.1}[users] * apart.rate
 
 
+def test_what_batches_leave_to_be_handled_lengthens_no_promise() -> None:
+    # Eight answers are sent while the next pass runs and hold it up: were that taken for what it costs by itself, the promises made of it would be
+    # too long, and the last answers a quarter later than without batches.
+    tokens, handling = passages(3000), 0.002
+    apart = closed_loop(32, tokens, small_model, 3000, batching=False, handling=handling)
+    together = closed_loop(32, tokens, small_model, 3000, handling=handling)
+    assert apart.rate == pytest.approx(1 / (handling + 1 / closed_loop(32, tokens, small_model, 3000, batching=False).rate), rel=0.01)
+    assert together.quantile(0.99) <= promised(apart.quantile(0.99))
+    assert together.rate >= 1.02 * apart.rate
+
+
 def test_a_rare_length_is_not_starved() -> None:
     tokens = [60, 92, 124] * 1000 + [250] * 100
     random.Random(3).shuffle(tokens)
