@@ -311,7 +311,7 @@ def test_what_the_service_itself_computes_holds_up_the_workers_only_where_they_l
 ) -> None:
     monkeypatch.setattr(supervisor, "usable_cores", lambda: 4)
 
-    def held_up(**changes: int) -> float:
+    def held_up(**changes: Any) -> float:
         engine = WorkerEngine(replace(tiny_settings, **changes), lambda: None, MODULE)
         before, end = engine.around_seconds(), time.process_time() + 0.05
         while time.process_time() < end:
