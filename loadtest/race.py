@@ -58,11 +58,16 @@ Tallies = dict[tuple[int, str], Tally]
 def run_race(
     servers: Sequence[Server], questions: Sequence[Question], users: Sequence[int], rounds: int, seed: int, say: Callable[[str], None]
 ) -> Tallies:
-    """All blocks, after each server has had each question once, so that none meets a shape for the first time.  Raises ExchangeError."""
+    """All blocks, after each server has had each question by itself and among the most users, so that few shapes come for the first time.
+
+    Raises ExchangeError.
+    """
     choice = random.Random(seed)
     requests = {question.number: request_of(question) for question in questions}
     for server in servers:
-        run_block(server.port, [requests[question.number] for question in (questions[0], *questions, questions[0])], 1)
+        for count in sorted({1, max(users)}):
+            plan = [*questions, *(choice.choice(questions) for _ in range(2 * count))]
+            run_block(server.port, [requests[question.number] for question in plan], count)
     tallies: Tallies = {(count, server.name): Tally() for count in users for server in servers}
     blocks = [(number, count) for number in range(rounds) for count in users]
     for number, count in blocks:

@@ -49,6 +49,7 @@ class Cost:
         self._speed = 1.0
         self._since_fit = 0
         self._handling = self._handled = 0.0  # seconds of handling, and for how many windows
+        self._met: set[Shape] = set()
 
     def seconds(self, rows: int, length: int) -> float:
         """Predicted seconds of a forward pass of `rows` windows padded to `length`, with what is done for them besides."""
@@ -61,8 +62,15 @@ class Cost:
         self._fit()
 
     def observe(self, rows: int, length: int, seconds: float, handling: float = 0.0) -> None:
-        """A measurement made while serving.  handling: of its seconds, those that went to the requests around it."""
+        """A measurement made while serving.  handling: of its seconds, those that went to the requests around it.
+
+        The first of a shape is not learned from: an engine may prepare itself for a new shape, and a batch that seemed dear for that would not be
+        taken again for a long time.
+        """
         shape = (rows, length)
+        if shape not in self._table and shape not in self._met:
+            self._met.add(shape)
+            return
         expected = self._steady(shape)
         handling = min(handling, (1 - _LEAST) * seconds)
         seconds -= handling

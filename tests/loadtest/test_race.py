@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from loadtest import race
 from loadtest.closed_loop import Block, Exchange
 from loadtest.questions import Question
 from loadtest.race import Tally, answer_of, note, points_of, rates_of, ratios_of, request_of
@@ -64,6 +68,21 @@ def test_a_block_is_noted_by_question_whatever_its_order() -> None:
     assert found.failures == 1
     assert found.rates == [4.0]  # two of the three were answered, in half a second
     assert (found.client, found.server, found.spent) == ([0.25], [0.75], 0.5)
+
+
+def test_each_server_meets_the_questions_alone_and_in_the_largest_crowd_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def block(port: int, requests: Sequence[bytes], users: int) -> Block:
+        asked.append((port, users, len(requests)))
+        return Block(tuple(exchange(number, 0.1, "Ada") for number in range(len(requests) - 2 * users)), seconds=1.0, client_share=0.1)
+
+    monkeypatch.setattr(race, "run_block", block)
+    servers: list[Any] = [SimpleNamespace(name=name, port=port, usage=lambda: SimpleNamespace(cpu=0.0)) for port, name in enumerate("ab")]
+    tallies = race.run_race(servers, QUESTIONS, [1, 4], rounds=2, seed=0, say=lambda line: None)
+    assert asked[:4] == [(0, 1, 5), (0, 4, 11), (1, 1, 5), (1, 4, 11)]
+    assert sorted(asked[4:]) == sorted(2 * [(0, 1, 5), (0, 4, 11), (1, 1, 5), (1, 4, 11)])
+    assert {key: len(tally.seconds) for key, tally in tallies.items()} == {(1, "a"): 2, (1, "b"): 2, (4, "a"): 2, (4, "b"): 2}
 
 
 def test_points_say_times_rates_scores_and_agreement() -> None:

@@ -82,6 +82,18 @@ def test_a_pass_is_never_all_handling() -> None:
     assert cost.seconds(1, 128) == pytest.approx(linear(1, 128), rel=0.05)
 
 
+def test_a_batch_of_a_new_shape_does_not_seem_dear_for_being_the_first_of_it() -> None:
+    cost = seeded(linear)
+    before = cost.seconds(6, 96), cost.seconds(1, 128)
+    cost.observe(6, 96, 2.5 * linear(6, 96))  # the engine prepares itself
+    assert (cost.seconds(6, 96), cost.seconds(1, 128)) == before
+    for _ in range(20):
+        cost.observe(6, 96, 1.2 * linear(6, 96))
+        cost.observe(1, 128, linear(1, 128))
+    assert cost.seconds(6, 96) == pytest.approx(1.2 * linear(6, 96), rel=0.05)
+    assert cost.seconds(1, 128) == pytest.approx(linear(1, 128), rel=0.05)
+
+
 def test_one_stall_changes_little() -> None:
     cost = seeded(linear)
     for _ in range(10):
