@@ -1,13 +1,15 @@
 """A race between servers: blocks of the same questions in a closed loop, to one server after another in an order drawn anew each round.
 
-Every contestant gets the same bytes in the same order, and while one is asked the others idle.  A round asks each question once, so times are paired
-question by question, and rates round by round.
+Every contestant gets the same bytes in the same order, and while one is asked the others idle.  A round asks each question once, or several times
+where many users are to ask few questions: in a block shorter than the crowd, a server that puts off the long ones would seem quick.  So times are
+paired question by question, and rates round by round.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ from loadtest.questions import Question
 from pocketqa import metrics
 from pocketqa.runs import mean_interval, mean_ratio, quantile_ratio, ratio_row
 
+CROWDS = 4  # requests of a block for each of its users, at least
 RESAMPLES = 2_000  # ends of a 95 % interval are then steady to about a tenth of its width
 # What a request says is the same for all servers: windows and longest answer of the SQuAD recipe.
 PARAMETERS = {"max_seq_len": 384, "doc_stride": 128, "max_question_len": 64, "max_answer_len": 30}
@@ -32,9 +35,9 @@ Span = tuple[str, int]  # an answer's text and where it starts in the passage
 
 @dataclass(slots=True)
 class Tally:
-    """What one contestant did at one number of users: a row a round, a column a question (N)."""
+    """What one contestant did at one number of users: a row for each time that all were asked, a column a question (N); rates and shares by round."""
 
-    seconds: list[NDArray[np.float64]] = field(default_factory=list)  # (N,) of each round
+    seconds: list[NDArray[np.float64]] = field(default_factory=list)  # (N,) of each time
     answers: list[list[Span | None]] = field(default_factory=list)  # None for a failure
     rates: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
@@ -71,7 +74,8 @@ def run_race(
     tallies: Tallies = {(count, server.name): Tally() for count in users for server in servers}
     blocks = [(number, count) for number in range(rounds) for count in users]
     for number, count in blocks:
-        order = choice.sample(questions, len(questions))
+        times = -(-CROWDS * count // len(questions))
+        order = choice.sample([*questions] * times, times * len(questions))
         # Those that warm up and those that keep the server busy at the end are questions of the same set.
         around = [choice.choice(questions) for _ in range(2 * count)]
         plan = [*around[:count], *order, *around[count:]]
@@ -92,16 +96,21 @@ def request_of(question: Question, path: str = "/") -> bytes:
 
 
 def note(tally: Tally, block: Block, order: Sequence[Question], questions: Sequence[Question], server_share: float) -> None:
-    """Add a block, its times and answers in the order of `questions`."""
+    """Add a block, its times and answers in the order of `questions`, each of which is in it as often as every other."""
     column = {question.number: at for at, question in enumerate(questions)}
-    seconds = np.zeros(len(questions))  # (N,)
-    answers: list[Span | None] = [None] * len(questions)
+    times = len(order) // len(questions)
+    seconds = np.zeros((times, len(questions)))  # (K, N)
+    answers: list[list[Span | None]] = [[None] * len(questions) for _ in range(times)]
+    seen: Counter[int] = Counter()
     for question, exchange in zip(order, block.exchanges, strict=True):
-        seconds[column[question.number]] = exchange.seconds
-        answers[column[question.number]] = answer_of(exchange.body) if exchange.status == OK else None
-    tally.seconds.append(seconds)
-    tally.answers.append(answers)
-    tally.rates.append(block.rate * sum(span is not None for span in answers) / len(answers))  # what was refused is no answer
+        at = seen[question.number], column[question.number]
+        seen[question.number] += 1
+        seconds[at] = exchange.seconds
+        answers[at[0]][at[1]] = answer_of(exchange.body) if exchange.status == OK else None
+    tally.seconds.extend(seconds)
+    tally.answers.extend(answers)
+    answered = sum(span is not None for row in answers for span in row) / len(order)  # what was refused is no answer
+    tally.rates.append(block.rate * answered)
     tally.client.append(block.client_share)
     tally.server.append(server_share)
     tally.spent += block.seconds
@@ -133,7 +142,10 @@ def points_of(tallies: Tallies, questions: Sequence[Question], reference: str) -
         if plain := tallies.get((users, reference)):
             row |= {"same_answers": round(100 * float(np.mean(_same(tally.texts, plain.texts))), 2)}
         if users > fewest:
-            same = _same(tally.answers, tallies[fewest, name].answers).mean(axis=0)  # (N,): a draw takes a question with all its rounds
+            alone = tallies[fewest, name].answers  # fewer times than in a crowd, perhaps
+            same = _same(tally.answers, [alone[i % len(alone)] for i in range(len(tally.answers))]).mean(
+                axis=0
+            )  # (N,): a draw takes a question whole
             row |= {"same_spans": mean_interval(100 * same, resamples=RESAMPLES).to_json(2)}
         rows.append(row | {"client_share": round(float(np.mean(tally.client)), 4), "server_share": round(float(np.mean(tally.server)), 4)})
     return rows

@@ -81,8 +81,20 @@ def test_each_server_meets_the_questions_alone_and_in_the_largest_crowd_before_i
     servers: list[Any] = [SimpleNamespace(name=name, port=port, usage=lambda: SimpleNamespace(cpu=0.0)) for port, name in enumerate("ab")]
     tallies = race.run_race(servers, QUESTIONS, [1, 4], rounds=2, seed=0, say=lambda line: None)
     assert asked[:4] == [(0, 1, 5), (0, 4, 11), (1, 1, 5), (1, 4, 11)]
-    assert sorted(asked[4:]) == sorted(2 * [(0, 1, 5), (0, 4, 11), (1, 1, 5), (1, 4, 11)])
-    assert {key: len(tally.seconds) for key, tally in tallies.items()} == {(1, "a"): 2, (1, "b"): 2, (4, "a"): 2, (4, "b"): 2}
+    # Four requests for each user at least: two times three for one, six times for four.
+    assert sorted(asked[4:]) == sorted(2 * [(0, 1, 8), (0, 4, 26), (1, 1, 8), (1, 4, 26)])
+    assert {key: len(tally.seconds) for key, tally in tallies.items()} == {(1, "a"): 4, (1, "b"): 4, (4, "a"): 12, (4, "b"): 12}
+    assert {len(tally.rates) for tally in tallies.values()} == {2}
+
+
+def test_a_question_that_a_block_asks_twice_is_noted_twice() -> None:
+    found = Tally()
+    order = [QUESTIONS[1], QUESTIONS[0], QUESTIONS[0], QUESTIONS[1]]
+    exchanges = (exchange(1, 0.1, "1902"), exchange(2, 0.2, "Ada"), exchange(3, 0.3, "Bell"), exchange(4, 0.4, "", status=503))
+    note(found, Block(exchanges, seconds=2.0, client_share=0.25), order, QUESTIONS[:2], server_share=0.75)
+    assert [row.tolist() for row in found.seconds] == [[0.2, 0.1], [0.3, 0.4]]
+    assert found.texts == [["Ada", "1902"], ["Bell", None]]
+    assert found.rates == [1.5]
 
 
 def test_points_say_times_rates_scores_and_agreement() -> None:
