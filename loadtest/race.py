@@ -103,10 +103,10 @@ def note(tally: Tally, block: Block, order: Sequence[Question], questions: Seque
     answers: list[list[Span | None]] = [[None] * len(questions) for _ in range(times)]
     seen: Counter[int] = Counter()
     for question, exchange in zip(order, block.exchanges, strict=True):
-        at = seen[question.number], column[question.number]
+        time, at = seen[question.number], column[question.number]
         seen[question.number] += 1
-        seconds[at] = exchange.seconds
-        answers[at[0]][at[1]] = answer_of(exchange.body) if exchange.status == OK else None
+        seconds[time, at] = exchange.seconds
+        answers[time][at] = answer_of(exchange.body) if exchange.status == OK else None
     tally.seconds.extend(seconds)
     tally.answers.extend(answers)
     answered = sum(span is not None for row in answers for span in row) / len(order)  # what was refused is no answer
@@ -142,10 +142,9 @@ def points_of(tallies: Tallies, questions: Sequence[Question], reference: str) -
         if plain := tallies.get((users, reference)):
             row |= {"same_answers": round(100 * float(np.mean(_same(tally.texts, plain.texts))), 2)}
         if users > fewest:
-            alone = tallies[fewest, name].answers  # fewer times than in a crowd, perhaps
-            same = _same(tally.answers, [alone[i % len(alone)] for i in range(len(tally.answers))]).mean(
-                axis=0
-            )  # (N,): a draw takes a question whole
+            alone = tallies[fewest, name].answers  # asked fewer times, perhaps
+            # (N,): a draw takes a question with all its times.
+            same = _same(tally.answers, [alone[i % len(alone)] for i in range(len(tally.answers))]).mean(axis=0)
             row |= {"same_spans": mean_interval(100 * same, resamples=RESAMPLES).to_json(2)}
         rows.append(row | {"client_share": round(float(np.mean(tally.client)), 4), "server_share": round(float(np.mean(tally.server)), 4)})
     return rows

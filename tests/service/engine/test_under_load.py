@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.closed_loop import post
 from pocketqa.types import Request, WindowOptions
 from service.engine.supervisor import WorkerEngine
 from service.inference import Answered, Inference
@@ -189,26 +190,22 @@ def test_sigterm_under_load_loses_no_accepted_request_and_ends_with_0() -> None:
 
 def test_three_hundred_departed_clients_cost_little() -> None:
     draw = random.Random(0)
-
-    def head(content: bytes) -> bytes:
-        return f"POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-
     with serving(*PATIENT) as server:
         whole = []
         for _ in range(5):
-            content = body(draw, "teacher", passages=12)
+            request = post("/v1/answer", body(draw, "teacher", passages=12))
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 began = time.monotonic()
-                client.sendall(head(content) + content)
+                client.sendall(request)
                 assert client.recv(1)
                 whole.append(time.monotonic() - began)
         # What is computed while a client still waits is not lost: each goes after a twentieth of what an answer takes here.
         stay = statistics.median(whole) / 20
         before = server.metric("pocketqa_batch_rows_sum")
         for _ in range(300):
-            content = body(draw, "teacher", passages=12)
+            request = post("/v1/answer", body(draw, "teacher", passages=12))
             with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.sendall(head(content) + content)
+                client.sendall(request)
                 time.sleep(stay)
         until(lambda: server.metric("pocketqa_queue_requests") == 0, 120)
         assert server.metric("pocketqa_cancelled_total") >= 250
