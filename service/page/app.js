@@ -104,7 +104,9 @@ function verdict(data) {
   const ratio = data.speed_ratio;
   if (ratio !== null) {
     const item = make("li");
-    item.append("Student ", make("span", "ratio", ratio >= 1 ? `${digits(ratio, 1)}× faster` : `${digits(1 / ratio, 1)}× slower`));
+    const [faster, slower] = [digits(ratio, 1), digits(1 / ratio, 1)];
+    const pace = faster === slower ? "as fast as the teacher" : ratio > 1 ? `${faster}× faster` : `${slower}× slower`;
+    item.append("Student ", make("span", "ratio", pace));
     items.push(item);
   }
   items.push(make("li", "", `${data.windows} window${data.windows === 1 ? "" : "s"}, ${data.tokens.toLocaleString("en")} tokens`));

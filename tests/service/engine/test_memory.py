@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,34 @@ def test_new_shapes_do_not_make_a_worker_grow_for_ever() -> None:
         assert grown < 15 * MEBIBYTE
 
     asyncio.run(scene())
+
+
+def asks_for_huge_pages(pid: int) -> bool:
+    """Whether any memory of the process is marked for huge pages."""
+    mappings = Path(f"/proc/{pid}/smaps")
+    return mappings.exists() and any(line.startswith("VmFlags:") and " hg" in line for line in mappings.read_text("utf-8").splitlines())
+
+
+def can_ask_for_huge_pages() -> bool:
+    """Whether this system has them for who asks, and an allocator that does."""
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    library, version = platform.libc_ver()
+    return mode.exists() and "[madvise]" in mode.read_text("utf-8") and library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
+
+
+def test_memory_of_a_worker_comes_in_huge_pages_unless_its_user_has_set_the_allocator(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked() -> bool:
+        worker = await Worker.start(opening_document(tiny_settings, 1, 0.5), 60, MODULE)
+        try:
+            await worker.ready
+            return asks_for_huge_pages(worker.process.pid)
+        finally:
+            await worker.end()
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert asyncio.run(asked()) == can_ask_for_huge_pages()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert not asyncio.run(asked())
 
 
 def test_a_worker_has_its_pages_left_apart(tiny_settings: Settings) -> None:
