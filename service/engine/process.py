@@ -27,7 +27,7 @@ MODULE = "service.engine.worker"
 _MOST_NUMBERS = (1 << 32) - 1
 # For glibc's malloc in a worker: weights and activations come from its heap, which asks for huge pages, and not in mappings of their own, most of
 # which are too small for one.  Small pages lie scattered in the memory of a machine that has run for a while, above all of a virtual one, and to find
-# them takes a tenth of a forward pass, of short windows a quarter.  Where nobody may have huge pages, and in other C libraries, this does nothing.
+# them takes time in every pass.  Where nobody may have huge pages, and in other C libraries, this does nothing.
 HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864"
 END_SECONDS = 5.0  # for a worker to end by itself once its socket is closed
 _KNOWN = (errors.IncompleteFolder, errors.CorruptFolder, errors.StaleGraph, errors.FolderError, errors.VocabularyMismatch, errors.OptionsError)

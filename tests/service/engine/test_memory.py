@@ -59,7 +59,7 @@ def can_ask_for_huge_pages() -> bool:
     return mode.exists() and "[madvise]" in mode.read_text("utf-8") and library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
 
 
-def test_memory_of_a_worker_comes_in_huge_pages_unless_its_user_has_set_the_allocator(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_asks_for_huge_pages_unless_told_how_to_allocate(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def asked() -> bool:
         worker = await Worker.start(opening_document(tiny_settings, 1, 0.5), 60, MODULE)
         try:
