@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -229,14 +230,24 @@ def test_one_forward_pass_at_a_time_and_the_wait_is_queue_time(tmp_path: Path) -
     gate = threading.Event()
     tokenizer = make_tokenizer(tmp_path)
     pair = Pair(make_served("teacher", tokenizer, "ada", gate=gate), make_served("student", tokenizer, "bell", gate=gate))
-    with TestClient(create_app(Settings(), pair)) as client, ThreadPoolExecutor(4) as people:
-        waiting = [people.submit(ask, client, model=role) for role in ("student", "teacher") * 2]
+    with TestClient(create_app(Settings(batching=False), pair)) as client, ThreadPoolExecutor(4) as people:
+        answers = [people.submit(ask, client, model=role) for role in ("student", "teacher") * 2]
+        while queued_requests(client) < 3:  # one is computed, the others wait
+            time.sleep(0.01)
         assert client.get("/livez").status_code == 200  # while every core is taken
-        threading.Timer(0.2, gate.set).start()
-        queued = sorted(future.result(30)["timings"]["queue"] for future in waiting)
+        time.sleep(0.2)
+        gate.set()
+        first, *others = sorted((answer.result(30)["timings"] for answer in answers), key=lambda spent: -spent["forward"])
     runtimes = [served.reader.runtime for served in (pair.teacher, pair.student)]
     assert all(isinstance(runtime, WordRuntime) and runtime.most_running == 1 for runtime in runtimes)
-    assert queued[0] < 100 < queued[-1]
+    assert first["forward"] >= 200  # ms
+    assert all(spent["queue"] >= 200 for spent in others)
+    assert all(sum(spent[stage] for stage in ("tokenise", "queue", "forward", "decode")) <= spent["total"] for spent in (first, *others))
+
+
+def queued_requests(client: TestClient) -> float:
+    """How many wait for a forward pass, of both models."""
+    return sum(float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith("pocketqa_queue_requests{"))
 
 
 def test_many_threads_at_once_get_their_own_answers(client: TestClient) -> None:
