@@ -16,9 +16,11 @@ from pocketqa import squad
 from pocketqa.types import Answer, NoAnswer
 from service.agreement import agreement
 from service.app import create_app
+from service.metrics import ROLES
 from service.models import Pair
 from service.samples import SAMPLES
 from service.settings import Settings
+from tests.service.edge.conftest import wait_until
 from tests.service.tiny_pair import WordRuntime, make_pair, make_served, make_tokenizer
 
 MILL = "The mill was built by Ada Bell in Rome."
@@ -230,10 +232,12 @@ def test_one_forward_pass_at_a_time_and_the_wait_is_queue_time(tmp_path: Path) -
     gate = threading.Event()
     tokenizer = make_tokenizer(tmp_path)
     pair = Pair(make_served("teacher", tokenizer, "ada", gate=gate), make_served("student", tokenizer, "bell", gate=gate))
-    with TestClient(create_app(Settings(batching=False), pair)) as client, ThreadPoolExecutor(4) as people:
+    app = create_app(Settings(batching=False), pair)
+    read = app.state.service.metrics.registry.get_sample_value
+    with TestClient(app) as client, ThreadPoolExecutor(4) as people:
         answers = [people.submit(ask, client, model=role) for role in ("student", "teacher") * 2]
-        while queued_requests(client) < 3:  # one is computed, the others wait
-            time.sleep(0.01)
+        # One is computed, the others wait.
+        wait_until(lambda: sum(read("pocketqa_queue_requests", {"model": role}) for role in ROLES) == 3)
         assert client.get("/livez").status_code == 200  # while every core is taken
         time.sleep(0.2)
         gate.set()
@@ -243,11 +247,6 @@ def test_one_forward_pass_at_a_time_and_the_wait_is_queue_time(tmp_path: Path) -
     assert first["forward"] >= 200  # ms
     assert all(spent["queue"] >= 200 for spent in others)
     assert all(sum(spent[stage] for stage in ("tokenise", "queue", "forward", "decode")) <= spent["total"] for spent in (first, *others))
-
-
-def queued_requests(client: TestClient) -> float:
-    """How many wait for a forward pass, of both models."""
-    return sum(float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith("pocketqa_queue_requests{"))
 
 
 def test_many_threads_at_once_get_their_own_answers(client: TestClient) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,10 @@ from service.app import create_app
 from service.models import Pair, Served, open_pair
 from service.serve import listen, main, url
 from service.settings import Settings
+from tests.service.edge.conftest import wait_until
 from tests.service.tiny_pair import WordRuntime, make_pair, make_served, make_tokenizer
 
 ASK = {"question": "who?", "context": "built by Ada"}
-
-
-def wait_until(condition: object) -> None:
-    end = time.monotonic() + 20
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited for 20 seconds"
-        time.sleep(0.01)
 
 
 def test_probes_answer_before_the_models_do(pair: Pair) -> None:

@@ -29,6 +29,7 @@ from service.questions import Question, encode, read_question
 from service.schemas import AnswerRequest
 from service.settings import Settings
 from service.shadow import MOST_WINDOWS, SEED, Shadow
+from tests.service.edge.conftest import wait_until
 from tests.service.engine.hand_engine import HandEngine, settle
 from tests.service.engine.tiny_worker import MODULE
 from tests.service.test_metrics import read, samples, value
@@ -37,13 +38,6 @@ from tests.service.tiny_pair import make_pair, make_tokenizer
 QUESTION = "who built it?"
 BY_BELL = {"question": QUESTION, "context": "the mill was built by bell"}
 BY_BOTH = {"question": QUESTION, "context": "the mill was built by ada bell in rome"}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {seconds:g} seconds"
-        time.sleep(0.01)
 
 
 def counted(client: TestClient, name: str, **labels: str) -> float:

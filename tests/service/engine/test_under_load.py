@@ -34,6 +34,7 @@ from service.metrics import Metrics
 from service.questions import Question
 from service.samples import load_samples
 from service.settings import Settings
+from tests.service.edge.conftest import wait_until
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
@@ -145,19 +146,12 @@ class Crowd:
         connection.close()
 
 
-def until(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {seconds} seconds"
-        time.sleep(0.02)
-
-
 def test_a_worker_killed_under_load_is_replaced_and_nobody_is_left_hanging() -> None:
     with serving(*PATIENT) as server, Crowd(server.port, users=12) as crowd:
-        until(lambda: server.metric("pocketqa_answer_duration_seconds_count") > 12, 120)
+        wait_until(lambda: server.metric("pocketqa_answer_duration_seconds_count") > 12, 120)
         os.kill(server.worker(), signal.SIGKILL)
-        until(lambda: not server.ready(), 5)
-        until(server.ready, 120)
+        wait_until(lambda: not server.ready(), 5)
+        wait_until(server.ready, 120)
         time.sleep(2)
         crowd.stop.set()
         crowd.__exit__()
@@ -174,7 +168,7 @@ def test_a_worker_killed_under_load_is_replaced_and_nobody_is_left_hanging() -> 
 def test_sigterm_under_load_loses_no_accepted_request_and_ends_with_0() -> None:
     with serving(*PATIENT) as server, Crowd(server.port, users=12) as crowd:
         worker = server.worker()
-        until(lambda: server.metric("pocketqa_answer_duration_seconds_count") > 12, 120)
+        wait_until(lambda: server.metric("pocketqa_answer_duration_seconds_count") > 12, 120)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert not server.ready()  # and still there
@@ -207,7 +201,7 @@ def test_three_hundred_departed_clients_cost_little() -> None:
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(request)
                 time.sleep(stay)
-        until(lambda: server.metric("pocketqa_queue_requests") == 0, 120)
+        wait_until(lambda: server.metric("pocketqa_queue_requests") == 0, 120)
         assert server.metric("pocketqa_cancelled_total") >= 250
         assert server.metric("pocketqa_batch_rows_sum") - before < 0.2 * 300 * 12
 
