@@ -4,10 +4,13 @@
     pocketqa ablate --preset paper ... --reader READER           also the rows that are fine-tuned with a teacher
     pocketqa ablate --preset paper ... --rows no-mlm random --seeds 0 1 2 --dry-run
     pocketqa ablate --preset controls --teacher TEACHER --reader READER --base BASE ...     what each step of distillation is worth
+    pocketqa ablate --preset recipes --teacher TEACHER --reader READER ...                 an undistilled student, DistilBERT's recipe, TinyBERT's
     pocketqa ablate --preset tasks --teacher T --student S --base B --data GLUE ...         on GLUE and IMDb: pocketqa ablate --preset tasks --help
 
 Each row is a distillation on text, a fine-tuning on questions and an evaluation on the development split; each leaves a folder in DIR, and the same
-command given again goes on after the last that is finished.  The table compares every row with its reference on the same questions and seeds.
+command given again goes on after the last that is finished.  A row may be fine-tuned in several stages, which divide the epochs of --finetune-flags
+evenly among them, so that every row takes as many steps; and it may start from the teacher's layers as they are, without distillation.
+The table compares every row with its reference on the same questions and seeds.
 TEACHER has a language head (`pocketqa pretrain` trains one); READER answers questions and has the same vocabulary; BASE is what controls are
 fine-tuned from, without distillation.  --final measures every row once more, on data by which nothing was chosen, and makes a table of its own.
 """
@@ -31,12 +34,19 @@ from pocketqa.reporting.training_tables import ablation_lines
 from pocketqa.runs import RunFile, write
 
 DEFAULT_TOKENS = 2_000_000
+WORDS = {"student": "cut out of the teacher"}  # what is said of a verb in the plan
 
 
 def _distill(argv: list[str]) -> int:
     from distillation import distill  # here, as below: torch takes seconds to load, and --help needs none of it
 
     return distill.main(argv)
+
+
+def _student(argv: list[str]) -> int:
+    from distillation import student
+
+    return student.main(argv)
 
 
 def _finetune(argv: list[str]) -> int:
@@ -51,7 +61,13 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate.main(argv)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "finetune": _finetune, "evaluate": _evaluate, "final": _evaluate}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "student": _student,
+    "distill": _distill,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "final": _evaluate,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +116,8 @@ def main(argv: list[str]) -> int:
 def _do(work: Work, place: str) -> int:
     """Run one work unless it is finished; its exit status, not 0 where it was stopped or failed."""
     work.check()
-    title = f"[{place}] {work.verb} {work.row.name}, seed {work.seed}"
+    part = f", stage {work.stage + 1} of {len(work.row.stages)}" if work.verb == "finetune" and work.row.stages else ""
+    title = f"[{place}] {work.verb} {work.row.name}{part}, seed {work.seed}"
     if work.done:
         _say(f"{title}: finished already")
         return 0
@@ -128,8 +145,9 @@ def _check(given: argparse.Namespace) -> None:
 
 def _say_plan(plan: Plan, seeds: Sequence[int]) -> None:
     count = {verb: sum(work.verb == verb for work in plan.works) for verb in VERBS}
+    said = ", ".join(f"{many} to {WORDS.get(verb, verb)}" for verb, many in count.items() if many)
     finished = sum(work.done for work in plan.works)
-    _say(f"{len(plan.rows)} rows, seeds {' '.join(map(str, seeds))}: {', '.join(f'{many} to {verb}' for verb, many in count.items() if many)}")
+    _say(f"{len(plan.rows)} rows, seeds {' '.join(map(str, seeds))}: {said}")
     for row in plan.rows:
         _say(f"  {row.name:24} {row.words}{_flags(row)}")
     if plan.left_out:
@@ -139,7 +157,8 @@ def _say_plan(plan: Plan, seeds: Sequence[int]) -> None:
 
 
 def _flags(row: Row) -> str:
-    said = [f"{verb} {shlex.join(flags)}" for verb, flags in (("distill", row.distill), ("finetune", row.finetune)) if flags]
+    stages = [(f"stage {number}", stage) for number, stage in enumerate(row.stages, 1)]
+    said = [f"{verb} {shlex.join(flags)}" for verb, flags in (("distill", row.distill), ("finetune", row.finetune), *stages) if flags]
     return f" ({'; '.join(said)})" if said else ""
 
 
@@ -170,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds, the same for every row (default: 0 1 2)")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help=f"of each distillation (default {DEFAULT_TOKENS:,})")
     parser.add_argument("--distill-flags", default="", metavar="FLAGS", help="for every distillation, in one word: '--batch-tokens 8192'")
-    parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1'")
+    parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1', which stages share")
     parser.add_argument("--run-file", type=Path, metavar="PATH", help="write the run file to this folder or .json path as well")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the expected time, and run nothing")
     return parser

@@ -4,12 +4,12 @@
     pocketqa finetune student-start --task sst2 --data DIR --teacher teacher --out student --role student --run-file runs
     pocketqa finetune student-start --task rte --data DIR --out control --seeds 0 1 2 3 4 --role control --run-file runs
 
-MODEL is any BERT or DistilBERT; heads of other tasks are dropped.  With --teacher the loss is alpha_ce x KL to the teacher's classes at a temperature
-+ alpha_gold x cross-entropy to the labels; for STS-B squared errors stand in place of both.
+MODEL is any BERT, DistilBERT or MobileBERT; heads of other tasks are dropped.  With --teacher the loss is alpha_ce x KL to the teacher's classes at
+a temperature + alpha_gold x cross-entropy to the labels; for STS-B squared errors stand in place of both.
 The number of epochs is fixed.  With --held-out a share of the TRAINING data is kept apart and the best epoch on it is taken.  The development set
 is scored once, at the end, and nothing is chosen by it.
---seeds trains once for each seed, in OUT/seed-N, and prints the median, as the DistilBERT paper does.  A stopped run goes on when the same
-command is given again.
+--seeds trains once for each seed, in OUT/seed-N, and prints the median, as the DistilBERT paper does; a seed that is finished is not trained again,
+and one that was trained with other settings, data or models is refused.  A stopped run goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from distillation.glue.tasks import load_examples, source_name
 from distillation.models import modeling
 from distillation.models.students import parameters_of
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import load_best, weights_hash
+from distillation.training.checkpoints import load_best, model_key, weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
 from distillation.training.stage import Stage
 from pocketqa.errors import OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
-from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results, write
+from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
 from pocketqa.types import JSON
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     scores: dict[int | None, float] = {}
     for seed, out in folders.items():
         try:
-            made = _finished(out, seed) or train(_job(given, task, seed, out), command)
+            made = _finished(given, task, seed, out) or train(_job(given, task, seed, out), command)
         except Stopped as stopped:
             processes.say(str(stopped))
             return 143
@@ -110,7 +110,7 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
     work = stage.begin(job.model)
     tokenizer = AutoTokenizer.from_pretrained(work, use_fast=True)
     _check_vocabulary(job, model, tokenizer)
-    examples_of = _development(job)
+    examples_of = _development(job.data, job.dev, task)
     prepared = _prepare(job, tokenizer)
     keeping = dataclasses.replace(stage.keeping, evaluate_every=(stage.keeping.evaluate_every or prepared.per_epoch) if prepared.apart else 0)
     _say_plan(job, model, prepared)
@@ -152,7 +152,7 @@ def _teacher_outputs(job: TaskJob, rows: list[TaskRow], pad_id: int) -> Tensor:
     """(N, C) in float32, computed once by the main process and kept beside the run."""
     assert job.teacher is not None
     source = job.teacher
-    key = hashlib.sha256(json.dumps([weights_hash(source), job.task.name, rows_hash(rows)]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([model_key(source), job.task.name, rows_hash(rows)]).encode()).hexdigest()
 
     def make() -> Tensor:
         processes.say(f"the teacher reads {len(rows)} examples")
@@ -167,14 +167,14 @@ def _teacher_outputs(job: TaskJob, rows: list[TaskRow], pad_id: int) -> Tensor:
     return kept_outputs(path, key, make)
 
 
-def _development(job: TaskJob) -> TaskSplit | None:
+def _development(data: str, dev: str | None, task: Task) -> TaskSplit | None:
     """What is scored at the end; looked for at the start, so that nothing is trained in vain."""
-    source = job.dev or (None if Path(job.data).is_file() else job.data)
+    source = dev or (None if Path(data).is_file() else data)
     if source is None:
         processes.say("no development score: --data names one file; name another with --dev")
         return None
-    load_examples(source, job.task, job.task.splits[1])
-    return TaskSplit(source, job.task.splits[1])
+    load_examples(source, task, task.splits[1])
+    return TaskSplit(source, task.splits[1])
 
 
 def _check_vocabulary(job: TaskJob, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -199,8 +199,8 @@ def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
 
 
 def _identity(job: TaskJob, prepared: Prepared) -> str:
-    teacher = weights_hash(job.teacher) if job.teacher else None
-    parts = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), weights_hash(job.model), teacher]
+    teacher = model_key(job.teacher) if job.teacher else None
+    parts = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -213,6 +213,7 @@ def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: L
         "teacher": weights_hash(job.teacher) if job.teacher else None,
         "data": [{"file": name, "sha256": sha256, "examples": len(prepared.rows), "cut": prepared.cut, "kept_apart": len(prepared.apart)}],
         "recipe": dataclasses.asdict(job.recipe),
+        "evaluate_every": job.stage.keeping.evaluate_every,
         "parameters": parameters_of(model),
         "steps": result.steps,
         "tokens": result.tokens,
@@ -243,17 +244,34 @@ def _write_runs(job: TaskJob, made: JSON, scored: TaskScores | None, command: Se
     label = f"{job.task.name} {job.role} seed {job.recipe.seed}"
     trained = new_run("training", label, [subject], [DataFile(data["file"], data["sha256"], data["examples"], "training")], command, results)
     written: list[RunFile] = [trained, *([task_run(scored, job.stage.name, job.role, sha256, command)] if scored else [])]
-    assert job.stage.run_file is not None
     for item in written:
-        processes.say(f"run file: {write(item, job.stage.run_file)}")
+        job.stage.write_run(item)
 
 
-def _finished(out: Path, seed: int | None) -> JSON | None:
-    """What the manifest says of a seed that an earlier call has finished; a single training is never taken for that."""
+def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> JSON | None:
+    """What the manifest says of a seed that an earlier call has finished; a single training is never taken for that.
+
+    Raises TrainingError where the seed was trained with other settings, data or models than this call has.
+    """
     if seed is None or not ModelFolder(out).manifest.is_file():
         return None
+    made = ModelFolder(out).read_manifest().config
+    examples_of, recipe = _development(given.data, given.dev, task), dataclasses.asdict(_recipe(given, task, seed))
+    there_and_here = {
+        "--task": (made.get("task"), task.name),
+        "MODEL": (made.get("start"), weights_hash(given.model)),
+        "--teacher": (made.get("teacher"), weights_hash(given.teacher) if given.teacher else None),
+        "--data": (made.get("data", [{}])[0].get("sha256"), source_name(given.data, task, task.splits[0])[1]),
+        "--dev": (made.get("development", {}).get("sha256"), source_name(examples_of.source, task, examples_of.split)[1] if examples_of else None),
+        "--evaluate-every": (made.get("evaluate_every", 0), given.evaluate_every),
+        **{f"--{name.replace('_', '-')}": (made.get("recipe", {}).get(name), value) for name, value in recipe.items()},
+    }
+    if other := [f"{name} (there {there}, here {here})" for name, (there, here) in there_and_here.items() if there != here]:
+        raise TrainingError(
+            f"{out} was trained with other settings, data or models than this call has: {', '.join(other)}. Give another --out, or delete the folder."
+        )
     processes.say(f"{out} is finished already")
-    return ModelFolder(out).read_manifest().config
+    return made
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -263,13 +281,16 @@ def _check(given: argparse.Namespace) -> None:
         raise OptionsError(f"Expected different --seeds, found {' '.join(map(str, given.seeds))}.")
 
 
-def _job(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> TaskJob:
+def _recipe(given: argparse.Namespace, task: Task, seed: int | None) -> TaskRecipe:
     if given.recipe is None and task.recipe:
         given.recipe = task.recipe
         processes.say(f"recipe of {task.title}: {task.recipe}")
     recipe = recipes.from_arguments(given, TaskRecipe)
-    if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=seed)
+    return recipe if seed is None else dataclasses.replace(recipe, seed=seed)
+
+
+def _job(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> TaskJob:
+    recipe = _recipe(given, task, seed)
     if given.evaluate_every and not recipe.held_out:
         raise OptionsError("--evaluate-every chooses by the examples of --held-out, which is 0. Nothing is chosen by the development set.")
     stage = Stage.of(argparse.Namespace(**{**vars(given), "out": out, "name": given.name or given.out.name}))
@@ -278,7 +299,7 @@ def _job(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pocketqa finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a BERT or DistilBERT; heads of other tasks are dropped")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a BERT, DistilBERT or MobileBERT; heads of other tasks are dropped")
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument("--data", required=True, metavar="PATH", help="folder of splits (train.tsv, dev.tsv), a training file, or a Hub name")
     parser.add_argument("--dev", metavar="PATH", help="what is scored at the end (default: the development split in --data)")

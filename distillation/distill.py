@@ -24,23 +24,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from transformers import PreTrainedModel
 
-from distillation.knowledge.distill_losses import StepBatch, loss_function, measure
+from distillation.knowledge.distill_losses import StepBatch, loss_function, measure, trains_head
 from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling, students
-from distillation.models.distill_start import Start, add_flags, start_of, start_student
+from distillation.models.distill_start import Start, Started, add_flags, start_of, start_student
 from distillation.models.teachers import check_hidden, check_logits, check_vocabulary, language_teachers
 from distillation.text import lm, mlm
 from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
 from distillation.text.masking import masked_batch
 from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import weights_hash
+from distillation.training.checkpoints import model_key, weights_hash
 from distillation.training.loop import LoopResult, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa.features import Tokenizer
@@ -74,11 +72,12 @@ def distill(job: Job) -> JSON:
     recipe, stage = job.recipe, job.stage
     torch.manual_seed(recipe.seed)
     teachers = language_teachers(job.teachers)
-    student, origin = start_student(job.start, job.teachers[0], teachers[0], recipe)
+    started = start_student(job.start, job.teachers[0], teachers[0], recipe)
+    student = started.model
     check_logits(student, teachers, job.teachers)
     if recipe.alpha_cos:
         check_hidden(student, teachers[0])
-    trained = Trained(student, Transfer(student.config, teachers[0].config, recipe))
+    transfer = Transfer(student.config, teachers[0].config, recipe)
     work = stage.begin(job.teachers[0])
     check_vocabulary(Tokenizer(work / "tokenizer.json"), job.teachers[0], [*job.teachers[1:], *([job.start.student] if job.start.student else [])])
     corpus = shared_corpus(job.text, work, recipe)
@@ -86,7 +85,8 @@ def distill(job: Job) -> JSON:
         check_fit(model, corpus, name)
     rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens, recipe.seed)
     plan = plan_steps(corpus.lengths, recipe, rows)
-    _say_plan(job, trained, corpus, plan, apart, origin)
+    trained = Trained(student, transfer, started.headed or trains_head(len(plan), recipe, list(transfer.pairs)))
+    _say_plan(job, trained, corpus, plan, apart, started.origin)
 
     def make_batch(indices: Sequence[int], step: int) -> StepBatch:
         return StepBatch(masked_batch(corpus, indices, step, recipe), step)
@@ -104,16 +104,12 @@ def distill(job: Job) -> JSON:
     result = run(trained, plan, make_batch, loss_of, recipe, stage.keeping, identity, score=score if len(apart) else None, say=processes.say)
     if not scores and len(apart) and processes.is_main():  # else the loop has just taken the last one
         score()
-    development = _development(job, student, scores[-1], corpus, apart) if scores else None
-    summary = _summary(job, student, origin, corpus, plan, result, development)
-    kept = student if _has_head(job) else cast(PreTrainedModel, student.base_model)  # a head that nothing trained is none
-    stage.finish(kept, tokenizer_from=job.teachers[0], parent=summary["start"], summary=summary, seed=recipe.seed)
+    development = _development(job, trained, scores[-1], corpus, apart) if scores else None
+    summary = _summary(job, started, corpus, plan, result, development)
+    if not trained.headed:
+        processes.say("nothing trained the student's language head: the encoder is left without one")
+    stage.finish(trained.kept, tokenizer_from=job.teachers[0], parent=summary["start"], summary=summary, seed=recipe.seed)
     return summary
-
-
-def _has_head(job: Job) -> bool:
-    copied = not job.start.configured and not job.start.random
-    return copied or job.recipe.alpha_ce + job.recipe.alpha_mlm > 0
 
 
 def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], apart: Rows, origin: JSON) -> None:
@@ -131,32 +127,30 @@ def _say_losses(found: JSON) -> str:
     return "held-out text: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
-def _development(job: Job, student: PreTrainedModel, found: JSON, corpus: Corpus, apart: Rows) -> JSON:
-    """Losses on the text kept apart; `loss` and `perplexity` are of its masked tokens, where the student has a language head."""
-    if not _has_head(job):
+def _development(job: Job, trained: Trained, found: JSON, corpus: Corpus, apart: Rows) -> JSON:
+    """Losses on the text kept apart; `loss` and `perplexity` are of its masked tokens, where the student has a trained language head."""
+    if not trained.headed:
         return {"distillation": found}
-    words = mlm.measure(student, corpus, apart, job.recipe)
+    words = mlm.measure(trained.student, corpus, apart, job.recipe)
     processes.say(words.say())
     return {**words.to_json(), "distillation": found}
 
 
 def _identity(job: Job, corpus: Corpus) -> str:
-    start = dataclasses.asdict(job.start) | {"student": weights_hash(job.start.student) if job.start.student else None}
-    parts = [dataclasses.asdict(job.recipe), corpus.key, [weights_hash(source) for source in job.teachers], start]
+    start = dataclasses.asdict(job.start) | {"student": model_key(job.start.student) if job.start.student else None}
+    parts = [dataclasses.asdict(job.recipe), corpus.key, [model_key(source) for source in job.teachers], start]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _summary(
-    job: Job, student: PreTrainedModel, origin: JSON, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: JSON | None
-) -> JSON:
+def _summary(job: Job, started: Started, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: JSON | None) -> JSON:
     teachers = [weights_hash(source) for source in job.teachers]
     return {
         "step": "distill",
         "name": job.stage.name,
         "start": weights_hash(job.start.student) if job.start.student else teachers[0],
         "teacher": teachers[0] if len(teachers) == 1 else teachers,
-        "student": origin,
-        **text_summary(student, corpus, job.recipe, plan, result),
+        "student": started.origin,
+        **text_summary(started.model, corpus, job.recipe, plan, result),
         "development": development,
     }
 

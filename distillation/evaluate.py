@@ -7,7 +7,8 @@
     pocketqa evaluate models/student --data dev-v1.1.json --whole-articles --limit 1000   each question of its whole article
     pocketqa evaluate CHECKPOINT --task sst2 --data DIR          classification, with its own metrics: see `pocketqa evaluate --task sst2 --help`
 
-MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoint (PyTorch).  A predictions file maps question ids to texts.
+MODEL is a folder made by `pocketqa package` (any engine) or a trained checkpoint (PyTorch).  A predictions file maps question ids to texts; it leaves
+no run file, which names the weights that were measured.
 --limit N takes a seeded sample over all articles and says so in the output.
 --wrong-paragraphs puts the questions to another paragraph of their article too: AUROC, and at the model's own threshold, which was chosen on a
 development split, the shares refused and what refusing costs in F1.
@@ -43,14 +44,19 @@ def main(argv: list[str]) -> int:
         raise OptionsError("--wrong-paragraphs goes neither with --whole-articles, which leaves no other paragraph, nor with --predictions.")
     if (given.model is None) == (given.predictions is None):
         raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
+    if given.predictions and (given.run_file or given.out):
+        raise OptionsError(
+            "--predictions goes neither with --run-file, which names the weights that were measured, nor with --out, since they are written already. "
+            "Name a MODEL for those."
+        )
     if given.out and not Path(given.out).absolute().parent.is_dir():
         raise OptionsError(f"Expected a folder for --out at {Path(given.out).parent}, found none. Make it first.")
     examples = squad.load(given.data, given.limit, given.seed)
     if given.whole_articles:
         examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)
     if given.predictions:
-        scores = metrics.score(read_predictions(given.predictions), examples)
-        _print(scores, {"data": Path(given.data).name}, given.json)
+        exact, overlap = metrics.per_question(read_predictions(given.predictions), examples)
+        _print(metrics.summarise(exact, overlap, examples), {"data": Path(given.data).name, **_intervals(exact, overlap, examples)}, given.json)
         return 0
     reader = open_reader(given.model, given.engine, given.precision, given.threads)
     has_unanswerable = any(example.is_impossible for example in examples)
@@ -68,8 +74,7 @@ def main(argv: list[str]) -> int:
         "precision": reader.info.precision,
         "threads": reader.info.threads,
         "seconds": round(predicted.seconds, 1),
-        "f1_interval": _interval(overlap, examples),
-        "exact_match_interval": _interval(exact, examples),
+        **_intervals(exact, overlap, examples),
     }
     if given.wrong_paragraphs:
         extra["no_answer"] = _no_answer(reader, examples, predicted, overlap, given.seed, window_options, span_options)
@@ -172,9 +177,9 @@ def _write_run(
     return str(write(run, given.run_file))
 
 
-def _interval(values: NDArray[np.float64], examples: Sequence[QAExample]) -> list[float]:
-    interval = mean_interval(values, _groups(examples)).scaled(100)
-    return [round(interval.low, 2), round(interval.high, 2)]
+def _intervals(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Sequence[QAExample]) -> JSON:
+    found = {name: mean_interval(values, _groups(examples)).scaled(100) for name, values in (("f1", f1), ("exact_match", exact))}
+    return {f"{name}_interval": [round(one.low, 2), round(one.high, 2)] for name, one in found.items()}
 
 
 def _groups(examples: Sequence[QAExample]) -> list[str]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,12 +44,13 @@ from distillation.questions.data import (
     to_batch,
     training_windows,
     unlabelled_windows,
+    usable,
 )
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.question_losses import loss_function, teachers_of
 from distillation.text.corpus import plan_size
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import grown_from, weights_hash
+from distillation.training.checkpoints import grown_from, model_key, weights_hash
 from distillation.training.loop import LoopResult, Step, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa import squad
@@ -59,6 +60,8 @@ from pocketqa.reader import Reader
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
 from pocketqa.runtimes.pytorch import PyTorchRuntime
 from pocketqa.types import JSON, NoAnswer, Scores
+
+DEVELOPMENT_SEED = 0  # of the sample that --dev-limit takes and of the wrong paragraphs: runs of several seeds are scored on the same questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ def finetune(job: Job) -> JSON:
     recipe = job.recipe
     torch.manual_seed(recipe.seed)
     model = modeling.load_reader(job.model, **_dropout(job.model, recipe))
-    trained = Trained(model, Transfer(model.config, modeling.load_config(job.teachers[0]) if job.teachers else model.config, recipe))
+    transfer = Transfer(model.config, modeling.load_config(job.teachers[0]) if job.teachers else model.config, recipe)
+    trained = Trained(model, transfer, _trains_head(job))
     tokenizer = Tokenizer(job.stage.begin(job.model) / "tokenizer.json")
     _check_fit(tokenizer, model, job)
     counts, windows = _windows(job, tokenizer)
@@ -109,14 +113,14 @@ def finetune(job: Job) -> JSON:
         return to_batch([windows[i] for i in indices], tokenizer.pad_id, tuple(logits.of(indices) for logits in cached))
 
     def score() -> float:
-        return float(development_report(_live_reader(model, job), str(job.dev), job.dev_limit, recipe.seed)["f1"])
+        return float(development_report(_live_reader(model, job), str(job.dev), job.dev_limit, DEVELOPMENT_SEED)["f1"])
 
     loss_of = loss_function(trained, running, recipe, distilled=bool(job.teachers))
-    scored = score if job.dev and _trains_head(job) else None
-    result = run(trained, plan, make_batch, loss_of, recipe, job.stage.keeping, _identity(job), score=scored, say=processes.say)
+    scored = score if job.dev and trained.headed else None
+    result = run(trained, plan, make_batch, loss_of, recipe, job.stage.keeping, _identity(job, tokenizer), score=scored, say=processes.say)
     summary = _summary(job, model, counts, result, windows)
     if processes.is_main():
-        _finish(job, model, summary)
+        _finish(job, trained, summary)
     processes.wait()
     return summary
 
@@ -156,29 +160,30 @@ def _check_fit(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
 def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingWindow]]:
     recipe = job.recipe
     negatives = NegativeOptions(recipe.negative_windows, recipe.wrong_paragraph)
-    counts, windows = [], []
-    for number, source in enumerate(job.sources):
-        examples = source.load(recipe.seed)
-        made = training_windows(examples, tokenizer, recipe.windows(), negatives, seed=recipe.seed * 1000 + number)
+    counts: list[JSON] = []
+    windows: list[TrainingWindow] = []
+    for number, source in enumerate((*job.sources, *job.unlabelled)):
+        given, labelled = source.load(recipe.seed), number < len(job.sources)
+        examples = usable(given, tokenizer, recipe.windows())
+        if labelled:
+            made = training_windows(examples, tokenizer, recipe.windows(), negatives, seed=recipe.seed * 1000 + number)
+        else:
+            made = unlabelled_windows(examples, tokenizer, recipe.windows())
         windows += made
-        counts.append(
-            {
-                "file": Path(source.path).name,
-                "sha256": squad.source_hash(source.path),
-                "questions": len(examples),
-                "unanswerable": sum(e.is_impossible for e in examples),
-                "wrong_paragraphs": sum(item.wrong_paragraph for item in made),
-                "windows": len(made),
-            }
-        )
-        processes.say(f"{source.path}: {len(examples)} questions, {len(made)} windows, {sum(w.end == 0 for w in made)} of them without an answer")
-    for source in job.unlabelled:
-        examples = source.load(recipe.seed)
-        made = unlabelled_windows(examples, tokenizer, recipe.windows())
-        windows += made
-        facts = {"file": Path(source.path).name, "sha256": squad.source_hash(source.path), "questions": len(examples), "windows": len(made)}
-        counts.append({**facts, "unanswerable": 0, "wrong_paragraphs": 0, "unlabelled": True})
-        processes.say(f"{source.path}: {len(examples)} questions, {len(made)} windows, whose answers are not looked at")
+        facts = {
+            "file": Path(source.path).name,
+            "sha256": squad.source_hash(source.path),
+            "questions": len(examples),
+            "questions_left_out": len(given) - len(examples),
+            "unanswerable": sum(e.is_impossible for e in examples) if labelled else 0,
+            "wrong_paragraphs": sum(item.wrong_paragraph for item in made),
+            "windows": len(made),
+        }
+        counts.append(facts if labelled else {**facts, "unlabelled": True})
+        known = f"{sum(w.end == 0 for w in made)} of them without an answer" if labelled else "whose answers are not looked at"
+        processes.say(f"{source.path}: {len(examples)} questions, {len(made)} windows, {known}")
+        if left_out := facts["questions_left_out"]:
+            processes.say(f"{source.path}: {left_out} questions left out: no token, or more than --max-question-tokens {recipe.max_question_tokens}")
     return counts, windows
 
 
@@ -194,9 +199,10 @@ def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], pla
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
 
 
-def _identity(job: Job) -> str:
+def _identity(job: Job, tokenizer: Tokenizer) -> str:
     data = [[(squad.source_hash(s.path), s.fraction) for s in sources] for sources in (job.sources, job.unlabelled)]
-    parts = [dataclasses.asdict(job.recipe), data, weights_hash(job.model), [weights_hash(source) for source in job.teachers]]
+    models = model_key(job.model), [model_key(source) for source in job.teachers]
+    parts = [dataclasses.asdict(job.recipe), data, tokenizer.vocabulary_hash, *models]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -223,15 +229,15 @@ def _summary(job: Job, model: nn.Module, counts: list[JSON], result: LoopResult,
     }
 
 
-def _finish(job: Job, model: PreTrainedModel, summary: JSON) -> None:
+def _finish(job: Job, trained: Trained, summary: JSON) -> None:
     """Score the development split and choose the no-answer threshold on it; leave the checkpoint."""
-    model.eval()
+    trained.eval()
     threshold = None
-    if not _trains_head(job):
+    if not trained.headed:
         processes.say("no loss reached the question-answering head: the encoder is left without one, for a next stage, and is not scored")
     elif job.dev:
         began = time.monotonic()
-        report = development_report(_live_reader(model, job), job.dev, job.dev_limit, job.recipe.seed)
+        report = development_report(_live_reader(trained.student, job), job.dev, job.dev_limit, DEVELOPMENT_SEED)
         summary["development"] = {
             "file": Path(job.dev).name,
             "sha256": squad.source_hash(job.dev),
@@ -241,10 +247,9 @@ def _finish(job: Job, model: PreTrainedModel, summary: JSON) -> None:
         threshold = report.get("no_answer_threshold")
         auroc = f"no-answer AUROC {report['no_answer_auroc']:.3f}" if threshold is not None else "no article of two paragraphs, so no threshold"
         processes.say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  {auroc}")
-    trained = any(count["unanswerable"] or count["wrong_paragraphs"] for count in summary["data"])
-    no_answer = NoAnswer(trained, threshold)
-    kept = model if _trains_head(job) else cast(PreTrainedModel, model.base_model)
-    job.stage.finish(kept, tokenizer_from=job.model, parent=summary["start"], summary=summary, seed=job.recipe.seed, no_answer=no_answer)
+    refuses = any(count["unanswerable"] or count["wrong_paragraphs"] for count in summary["data"])
+    no_answer = NoAnswer(refuses, threshold)
+    job.stage.finish(trained.kept, tokenizer_from=job.model, parent=summary["start"], summary=summary, seed=job.recipe.seed, no_answer=no_answer)
 
 
 def _training_run(job: Job, summary: JSON, argv: list[str]) -> RunFile:
@@ -280,7 +285,7 @@ def _parse(argv: list[str]) -> Job:
     parser.add_argument("--unlabelled", nargs="+", default=[], metavar="FILE[@SHARE]", help=words)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where a teacher's logits are kept (default: teacher-cache beside OUT)")
     parser.add_argument("--dev", metavar="FILE", help="development split: scored at the end, and the no-answer threshold is chosen on it")
-    parser.add_argument("--dev-limit", type=int, metavar="N", help="use a seeded sample of N development questions")
+    parser.add_argument("--dev-limit", type=int, metavar="N", help="use a sample of N development questions, the same ones whatever --seed")
     Stage.add_flags(parser)
     recipes.add_flags(parser, ReaderRecipe)
     given = parser.parse_args(argv)

@@ -29,7 +29,7 @@ from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
 from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
 from distillation.training import processes, recipes
-from distillation.training.checkpoints import grown_from, weights_hash
+from distillation.training.checkpoints import grown_from, model_key, weights_hash
 from distillation.training.loop import LoopResult, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa.types import JSON
@@ -118,7 +118,7 @@ def _say_plan(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[S
 
 
 def _identity(job: Job, corpus: Corpus) -> str:
-    parts = [dataclasses.asdict(job.recipe), corpus.key, weights_hash(job.model), job.layers, job.insert]
+    parts = [dataclasses.asdict(job.recipe), corpus.key, model_key(job.model), job.layers, job.insert]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

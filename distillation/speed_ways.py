@@ -6,6 +6,7 @@ Legend: B rows, T positions, N masked tokens, H hidden size, I intermediate size
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -121,24 +122,28 @@ def head_operations(model: PreTrainedModel, positions: int) -> float:
 
 
 def batches(way: Way, running: Corpus, apart: Corpus, recipe: TextRecipe) -> Iterator[MaskedBatch]:
-    """Endless micro-batches of a way.  running, apart: the corpus packed, and one document a row."""
-    step = 0
-    for epoch in range(1 << 30):
-        for indices in _order(way, running, apart, recipe, epoch):
-            yield masked_batch(running if way.packed else apart, indices, step, recipe)
-            step += 1
+    """Endless micro-batches of a way.  running, apart: the corpus packed, and one document a row.
+
+    All ways fill as many positions, padding included: as a batch of rows that run on has.
+    """
+    plan = [list(batch) for step in plan_steps(running.lengths, recipe) for batch in step]
+    positions = max(len(batch) * int(running.lengths[batch].max()) for batch in plan)
+    order = itertools.cycle(plan) if way.packed else _filled(apart, positions, recipe.seed)
+    for step, indices in enumerate(order):
+        yield masked_batch(running if way.packed else apart, indices, step, recipe)
 
 
-def _order(way: Way, running: Corpus, apart: Corpus, recipe: TextRecipe, epoch: int) -> Iterator[list[int]]:
-    if way.packed:
-        for step in plan_steps(running.lengths, recipe):
-            for batch in step:
-                yield list(batch)
-        return
-    order = np.random.default_rng((recipe.seed, epoch)).permutation(len(apart))
-    rows = max(1, recipe.batch_tokens // recipe.max_tokens)  # what fits where every row is long
-    for at in range(0, len(order) - rows + 1, rows):
-        yield order[at : at + rows].tolist()
+def _filled(apart: Corpus, positions: int, seed: int) -> Iterator[list[int]]:
+    """Documents in random order, pass after pass, so many in a batch as padded to their longest still fit into `positions`."""
+    batch: list[int] = []
+    longest = 0
+    for epoch in itertools.count():
+        for index in np.random.default_rng((seed, epoch)).permutation(len(apart)).tolist():
+            longest = max(longest, int(apart.lengths[index]))
+            if batch and (len(batch) + 1) * longest > positions:
+                yield batch
+                batch, longest = [], int(apart.lengths[index])
+            batch.append(index)
 
 
 def _masked_loss(rows: Tensor, batch: MaskedBatch, chosen: bool) -> Tensor:

@@ -16,6 +16,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pocketqa.errors import CorruptFolder, IncompleteFolder
@@ -42,6 +43,7 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 KINDS = ("model", "checkpoint", "bundle", "form")
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "model.onnx", "golden.json", MANIFEST)
+TRAINED_FROM = ("config.json", "model*.safetensors*", "tokenizer*.json", "special_tokens_map.json")  # what a training reads of a checkpoint
 SHORT_HASH = 12  # hex digits shown to people
 
 
@@ -168,13 +170,19 @@ class ModelFolder:
             file = self.path / name
             if not file.is_file():
                 raise IncompleteFolder(f"{self.path} is not a whole model folder: {name} missing. {self._remedy([name])}")
-            found = sha256_file(file)
-            if found != expected:
-                raise CorruptFolder(
-                    f"{file} differs from what was packaged: expected sha256 {expected[:SHORT_HASH]}..., found {found[:SHORT_HASH]}.... "
-                    f"Copy the folder again from where it came from; or, if the change is meant, {self._again}"
-                )
+            _check_hash(file, expected, "packaged", f"; or, if the change is meant, {self._again}")
         return manifest
+
+    def verify_checkpoint(self) -> None:
+        """Compare what a training reads of a checkpoint with its manifest; a folder without one, as other programs leave, is taken as it is.
+
+        Raises CorruptFolder; one flipped byte of configuration, weights or tokenizer is enough.
+        """
+        if not self.manifest.is_file():
+            return
+        for name, expected in self.read_manifest().files.items():
+            if any(fnmatchcase(name, pattern) for pattern in TRAINED_FROM) and (self.path / name).is_file():
+                _check_hash(self.path / name, expected, "saved", ", or train it again.")
 
     @property
     def _quoted(self) -> str:
@@ -196,6 +204,16 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_hash(file: Path, expected: str, made: str, otherwise: str) -> None:
+    """Raise CorruptFolder where a file is not what was `made`; otherwise: what to do but to copy it again."""
+    found = sha256_file(file)
+    if found != expected:
+        raise CorruptFolder(
+            f"{file} differs from what was {made}: expected sha256 {expected[:SHORT_HASH]}..., found {found[:SHORT_HASH]}.... "
+            f"Copy the folder again from where it came from{otherwise}"
+        )
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -4,8 +4,8 @@
     pocketqa report --check          change nothing; exit status 1 and the first difference when they disagree with the run files
     pocketqa report --html report    also report/index.html, with figures, and each figure as a PNG (extra `report`)
 
-The pages depend on the run files and on the published claims in claims.toml alone, so the same ones always give the same bytes; figures also on the
-version of matplotlib.
+The pages depend on the run files, on the published claims in claims.toml and on the list of experiments in experiments.toml alone, so the same ones
+always give the same bytes; figures also on the version of matplotlib.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.reporting import load_tables, mobile_tables, replica_tables, service_tables, tables, training_tables, zoo_tables
 from pocketqa.reporting.claims import Claims, claim_lines, read_claims
+from pocketqa.reporting.experiments import Experiment, experiment_lines, read_experiments
 from pocketqa.reporting.harder_tables import harder_lines
 from pocketqa.runs import SPLITS, RunFile, read_all
 from pocketqa.writes import write_atomic
@@ -33,13 +34,30 @@ TITLES = {
     "other": "Other data",
 }
 NOTES = {
-    "squad-dev": "Measured for publication only; nothing is chosen by it.",
-    "development": "Everything that is chosen is chosen here.",
+    "SQuAD v1.1 dev": "How good the models are. Measured for publication only; nothing is chosen by it. For scale: of hidden size 768, and trained "
+    "on all 87,599 questions of SQuAD, BERT-base has F1 88.5, DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
+    "Development split": "Questions that no model was trained on, of articles that are not in SQuAD dev. Everything that is chosen is chosen here.",
+    "Compression": "How few bits each weight of an exported model needs.",
+    "Training": "Every training whose weights ship, or whose figure stands on this page.",
+    "Classification": "What distillation keeps of other tasks than answering questions.",
+    "Ablation": "What each part of distillation is worth.",
+    "Experiments": "What was tried to make the models better, and what came of it.",
+    "Training speed": "Tokens a second of this project's training and of a plain one done well, in turns on one machine.",
+    "Latency": "What one question takes, asked alone, by the rules of MLPerf Mobile's single stream.",
+    "The paper's phone experiment": "The DistilBERT paper's measurement on an iPhone 7 Plus, beside what is published of it and what runs here.",
+    "Zoo": "Sizes and operations counted from configurations, times of models with random weights.",
+    "Claims audited": "What papers say, what their own figures give, and what was measured here.",
+    "Service": "The server against plain ones, taking turns on the same cores. Machines differ between runs: compare within a run only.",
+    "Load": "Times and highest rates under load.",
+    "Scale-out": "Several servers behind a balancer.",
+    "Exports": "Packages as written.",
+    "Not checked": "What no run could check.",
 }
 NO_RUNS = "There are no run files yet, so there is nothing to report: no number of this project has been published."
 EXPORTED = "As exported, each run from its saved bytes alone:"
 PAGE = "index.html"
 CLAIMS, NO_CLAIMS = Path("claims.toml"), Claims()
+EXPERIMENTS = "experiments.toml"
 Link = Callable[[str, RunFile], str]
 
 
@@ -50,7 +68,9 @@ def main(argv: list[str]) -> int:
         raise OptionsError("--check changes nothing, so it cannot go with --html, which writes; give one of them.")
     runs = read_all(arguments.runs)
     claims = read_claims(arguments.claims or CLAIMS) if arguments.claims or CLAIMS.is_file() else NO_CLAIMS
-    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out), claims))]
+    log = arguments.experiments or arguments.runs.with_name(EXPERIMENTS)
+    experiments = read_experiments(log) if arguments.experiments or log.is_file() else ()
+    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out), claims, experiments))]
     if not arguments.no_readme:
         wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
     if arguments.check:
@@ -64,18 +84,18 @@ def main(argv: list[str]) -> int:
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"Wrote {path} from {len(runs)} run files.")
     if arguments.html:
-        write_html(runs, claims, arguments.runs, arguments.html)
+        write_html(runs, claims, experiments, arguments.runs, arguments.html)
     return 0
 
 
-def write_html(runs: tables.Runs, claims: Claims, folder: Path, out: Path) -> None:
+def write_html(runs: tables.Runs, claims: Claims, experiments: Sequence[Experiment], folder: Path, out: Path) -> None:
     """The results as one page with embedded figures, and the figures beside it.  Figures of an earlier report in `out` are removed."""
     from pocketqa.reporting.figures import pictures
     from pocketqa.reporting.page import html_page
 
     drawn = pictures(runs, TITLES)
     out.mkdir(parents=True, exist_ok=True)
-    page = html_page(results_page(runs, *_both_links(folder, out / PAGE), claims), drawn)
+    page = html_page(results_page(runs, *_both_links(folder, out / PAGE), claims, experiments), drawn)
     for old in set(out.glob("*.png")) - {out / f"{picture.name}.png" for picture in drawn}:
         old.unlink()
     for picture in drawn:
@@ -84,12 +104,12 @@ def write_html(runs: tables.Runs, claims: Claims, folder: Path, out: Path) -> No
     print(f"Wrote {out / PAGE} with {len(drawn)} figures from {len(runs)} run files.")
 
 
-def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO_CLAIMS) -> str:
-    """RESULTS.md as text; the same run files and claims always give the same text.
+def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO_CLAIMS, experiments: Sequence[Experiment] = ()) -> str:
+    """RESULTS.md as text; the same run files, claims and experiments always give the same text.
 
     link: says where a row comes from, with the command; brief: without.
     """
-    lines = [
+    head = [
         "# Results",
         "",
         "Generated by `pocketqa report` from the run files in `runs/`; edits by hand are found by `pocketqa report --check`.",
@@ -98,14 +118,14 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO
         "",
     ]
     if not runs:
-        return "\n".join([*lines, NO_RUNS, ""])
-    for split in SPLITS:
-        lines += _split_section(runs, split, link)
-    for title, body in (
+        return "\n".join([*head, NO_RUNS, ""])
+    sections = [
+        *((TITLES[split], _split_lines(runs, split, link)) for split in SPLITS),
         ("Compression", mobile_tables.compression_lines(runs, link)),
         ("Training", training_tables.training_lines(runs, link)),
         ("Classification", training_tables.task_lines(runs, link)),
         ("Ablation", training_tables.ablation_lines(runs, link)),
+        ("Experiments", experiment_lines(experiments, runs, brief)),
         ("Training speed", training_tables.speed_lines(runs, link)),
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
@@ -115,27 +135,33 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO
         ("Load", load_tables.load_lines(runs, link)),
         ("Scale-out", replica_tables.replica_lines(runs, link)),
         ("Exports", tables.export_table(runs, link)),
-        ("Experiments", tables.experiment_table(runs, link)),
         ("Not checked", _not_checked(runs, brief)),
-    ):
-        if body:
-            lines += [f"## {title}", "", *body, ""]
-    return "\n".join(lines)
+    ]
+    filled = [(title, body) for title, body in sections if body]
+    contents = [f"- [{title}](#{_anchor(title)})" for title, _ in filled]
+    told = {title: [NOTES[title], ""] if title in NOTES else [] for title, _ in filled}
+    return "\n".join([*head, *contents, "", *(line for title, body in filled for line in (f"## {title}", "", *told[title], *body, ""))])
 
 
-def _split_section(runs: tables.Runs, split: str, link: Link) -> list[str]:
+def _anchor(title: str) -> str:
+    """As GitHub makes it of a heading."""
+    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
+
+
+def _split_lines(runs: tables.Runs, split: str, link: Link) -> list[str]:
     """Evaluations of models on one split, then what was exported from them."""
     found, verified = tables.evaluations(runs, split), mobile_tables.verifications(runs, split)
     articles = tables.evaluations(runs, split, "articles")
     if not found and not verified and not articles:
         return []
-    lines = [f"## {TITLES[split]}", "", *([NOTES[split], ""] if split in NOTES else [])]
+    lines: list[str] = []
     if found:
         lines += [*tables.evaluation_table(found, link), ""]
     if verified:
         lines += [EXPORTED, "", *mobile_tables.verification_table(verified, link), ""]
     lines += harder_lines(found, articles, link)
-    return [*lines, *tables.resampling(found | verified | articles), "", *tables.statements(found), ""]
+    said = tables.statements(found)
+    return [*lines, *tables.resampling(found | verified | articles), *(["", *said] if said else [])]
 
 
 def readme_table(runs: tables.Runs, link: Link) -> str:
@@ -199,12 +225,12 @@ def _links(folder: Path, page: Path, brief: bool = False) -> Link:
 
 
 def _not_checked(runs: tables.Runs, link: Link) -> list[str]:
-    """Each thing once, with the runs that say it."""
+    """Each thing once, with the first run that says it and how many more do."""
     said: dict[str, list[str]] = {}
     for name, run in runs.items():
         for item in run.not_checked:
             said.setdefault(item, []).append(link(name, run))
-    return [f"- {item} ({'; '.join(links)})" for item, links in said.items()]
+    return [f"- {item} ({links[0]}{f', and {len(links) - 1} more' if links[1:] else ''})" for item, links in said.items()]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="README whose table is filled (default: %(default)s)")
     parser.add_argument("--no-readme", action="store_true", help="leave the README alone")
     parser.add_argument("--claims", type=Path, metavar="FILE", help=f"published claims to audit (default: {CLAIMS}, where there is one)")
+    words = f"list of experiments (default: {EXPERIMENTS} beside the run files' folder, where there is one)"
+    parser.add_argument("--experiments", type=Path, metavar="FILE", help=words)
     parser.add_argument("--html", type=Path, metavar="DIR", help="also write DIR/index.html and its figures (extra `report`)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page disagrees with the run files")
     return parser

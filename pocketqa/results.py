@@ -155,7 +155,6 @@ def training_results(
     loss: float | None,
     best: Scores | None = None,
     recipe: JSON | None = None,
-    outcome: str = "",
     stage: str = "finetune",
     losses: Mapping[str, float] | None = None,
     development: JSON | None = None,
@@ -163,9 +162,9 @@ def training_results(
     """Results of kind "training".
 
     questions, tokens: seen in all (epochs included; rows of text in place of questions before fine-tuning); seconds: of training; loss: of the last
-    logging interval; best: highest scores on the development split; recipe: the settings that matter; outcome: for an experiment, what came of it,
-    in a sentence (also when it failed); stage: one of STAGES; losses: the named parts of the loss; development: what was measured on data kept apart,
-    of which a report shows "loss" and "perplexity".  Raises OptionsError for another stage.
+    logging interval; best: highest scores on the development split; recipe: the settings that matter; stage: one of STAGES; losses: the
+    named parts of the loss; development: what was measured on data kept apart, of which a report shows "loss" and "perplexity".  Raises OptionsError
+    for another stage.
     """
     if stage not in STAGES:
         raise OptionsError(f"The stage of a training must be one of {', '.join(STAGES)}, found {stage!r}.")
@@ -180,7 +179,6 @@ def training_results(
         "loss": None if loss is None else round(loss, 4),
         "best": None if best is None else _scores_json(best),
         "recipe": recipe or {},
-        "outcome": outcome,
     }
 
 

@@ -18,7 +18,8 @@ def ablation_results(measure: str, reference: str, rows: Sequence[JSON], *, extr
     measure: what F1 is of, in words; reference: name of the row that the others are compared with unless they name another.
     rows, each with: "name"; "words" (what was changed); "against" (name of another row, None for the row that is one itself); "f1", "exact_match"
     (percent, means over the seeds); "seeds" (a list of "seed", "f1", "difference"); "difference" (of F1 to `against`: a paired interval, None for a
-    reference); "paper" (the difference that the paper gives in its own measure, None where it has none).
+    reference); "paper" (the difference that the paper gives in its own measure, None where it has none).  A row may have "retention": F1 in percent
+    of a teacher's, a paired interval.
     Raises OptionsError for rows without these entries or against a row that is not there.
     """
     names = [row.get("name") for row in rows]
@@ -43,7 +44,7 @@ def training_speed_results(
     workload: what was trained, in words; tokens_per_second: one interval a contestant; ratio: of the last contestant to the first, paired;
     waterfall: in the order in which the steps were taken, each with "step", "tokens_per_second" and, but for the first, "ratio" to the one before;
     matrix_rate: "measured_tflops" of bf16 products on this machine and "reached_tflops"; loss_difference: the largest between the contestants on the
-    same batches, as a share of the loss.
+    same batches, as a share of the loss; extra may hold it as it is, by precision, under "loss_difference_absolute".
     Raises OptionsError for a waterfall without these entries.
     """
     for i, row in enumerate(waterfall):

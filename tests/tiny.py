@@ -146,6 +146,13 @@ def tiny_squad(path: Path, paragraphs: int = 6, questions: int = 3, impossible: 
     return path
 
 
+def flip(path: Path) -> None:
+    """Turn one bit of a file, near its end; done twice, the file is as it was."""
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+
+
 def _tiny_paragraph(pick: Any, prefix: str, questions: int, impossible: bool) -> dict[str, Any]:
     names = pick.sample(["Anna", "Bruno", "Chen", "Dilan", "Elif", "Farid", "Greta", "Hugo"], questions + 1)
     facts = []

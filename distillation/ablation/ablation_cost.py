@@ -6,15 +6,13 @@ since they are a few percent at these lengths.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from distillation.ablation.ablation_plan import Common, LayerMaps, Plan
+from distillation.ablation.ablation_plan import Common, LayerMaps, Plan, recipe_of, student_start
 from distillation.ablation.ablation_work import Work
-from distillation.training import recipes
 from pocketqa import squad
 from pocketqa.folders import ModelFolder
 from pocketqa.reporting.tables import duration
@@ -25,8 +23,6 @@ SIZE = 1024  # of the matrices of the probe
 LETTERS_PER_TOKEN = 4.3  # of English text in BERT's vocabulary
 FORWARD, TRAINED = 2, 6  # operations a weight and token
 
-R = TypeVar("R", bound=recipes.Recipe)
-
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -36,24 +32,40 @@ class Times:
     known: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What operations are counted from: weights of the layers of both models and of the vocabulary, and tokens of the data."""
+
+    small: float
+    large: float
+    vocabulary: float
+    questions: float  # of one pass over the training questions
+    dev: float
+    final: float
+
+
 def layer_maps(common: Common) -> LayerMaps:
     """Depths of teacher and student, as the flags of all distillations say, and the layers that `pocketqa distill` takes by itself."""
     from distillation.models import modeling, students
     from distillation.training.checkpoints import grown_from
 
-    deep = modeling.depth(modeling.load_config(common.teacher))
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--layers", type=int)
-    few = parser.parse_known_args(list(common.distill_flags))[0].layers or max(1, deep // 2)
+    deep, start = modeling.depth(modeling.load_config(common.teacher)), student_start(common.distill_flags)
+    if start.teacher_layers:
+        return LayerMaps(deep, len(start.teacher_layers), start.teacher_layers)
+    few = start.layers or max(1, deep // 2)
     grown = grown_from(common.teacher)
     return LayerMaps(deep, few, students.choose_layers(deep, few, grown["from_layers"] if grown else None))
 
 
 def say_times(plan: Plan, common: Common, maps: LayerMaps, say: Callable[[str], None]) -> None:
-    """Print what each kind of work is expected to take, and all of it."""
-    left = [work for work in plan.works if not work.done]
-    guesses = _guesses(common, maps) if any(_like(plan, work) is None for work in left) else {}
-    times = [_expected(plan, work, guesses) for work in left]
+    """Print what each kind of work is expected to take, and all of it.  Students that are only cut out of the teacher take seconds."""
+    left = [work for work in plan.works if not work.done and work.verb != "student"]
+    known = [_like(plan, work) for work in left]
+    sizes, rate = (_sizes(common, maps), SHARE * matrix_rate()) if None in known else (None, 1.0)
+    times = [
+        Times(operations(work, sizes) / rate, known=False) if sizes and seconds is None else Times(seconds or 0.0, known=True)
+        for work, seconds in zip(left, known, strict=True)
+    ]
     for verb in ("distill", "finetune", "evaluate", "final"):
         of_verb = [expected for work, expected in zip(left, times, strict=True) if work.verb == verb]
         if of_verb:
@@ -64,60 +76,66 @@ def say_times(plan: Plan, common: Common, maps: LayerMaps, say: Callable[[str], 
         say(f"estimates: operations over {SHARE:.0%} of the rate of large matrix products measured now; a finished run of each kind replaces them")
 
 
-def _expected(plan: Plan, work: Work, guesses: dict[str, float]) -> Times:
-    finished = _like(plan, work)
-    return Times(guesses[work.verb], known=False) if finished is None else Times(finished, known=True)
-
-
 def _like(plan: Plan, wanted: Work) -> float | None:
-    """Seconds of a finished work of the same verb, or None."""
-    for work in plan.works:
-        if work.verb == wanted.verb and work.done and work.row.teacher == wanted.row.teacher:
-            if work.leaves.suffix == ".json":
-                return float(read(work.leaves).results["seconds"])
-            return float(ModelFolder(work.leaves).read_manifest().config["seconds"])
-    return None
+    """Seconds of a finished work of the same kind, of the same row if there is one; else None."""
+    alike = [work for work in plan.works if work.done and _kind(work) == _kind(wanted)]
+    if not alike:
+        return None
+    work = min(alike, key=lambda work: work.row.name != wanted.row.name)
+    if work.leaves.suffix == ".json":
+        return float(read(work.leaves).results["seconds"])
+    return float(ModelFolder(work.leaves).read_manifest().config["seconds"])
 
 
-def _guesses(common: Common, maps: LayerMaps) -> dict[str, float]:
-    """Expected seconds of one work of each verb."""
+def _kind(work: Work) -> tuple[object, ...]:
+    """The same for works that take about the same time."""
+    row = work.row
+    if work.verb == "distill":
+        return work.verb, row.distill if "--recipe" in row.distill else ()
+    if work.verb == "finetune":
+        return work.verb, row.teacher, row.stages, work.stage
+    return work.verb, row.start == "reader"
+
+
+def operations(work: Work, sizes: Sizes) -> float:
+    """Operations of one work, as its flags say."""
     from distillation.knowledge.distill_recipe import DistillRecipe
+    from distillation.questions.finetune_recipe import ReaderRecipe
+
+    if work.verb == "distill":
+        text = recipe_of(DistillRecipe, work.words)
+        predicted = 1.0 if text.ce_positions == "all" else text.masked  # share of the tokens whose vocabulary is computed
+        vocabulary = predicted * sizes.vocabulary if text.alpha_ce + text.alpha_mlm else 0.0
+        return text.tokens * (TRAINED * (sizes.small + vocabulary) + FORWARD * (sizes.large + vocabulary))
+    if work.verb == "finetune":
+        recipe = recipe_of(ReaderRecipe, work.words)
+        runs_along = recipe.any_transfer() or recipe.kl_over_padding
+        passes = (recipe.epochs if runs_along else 1.0) if work.row.teacher else 0.0  # of the teacher; its soft targets are kept
+        return sizes.questions * (recipe.epochs * TRAINED * sizes.small + passes * FORWARD * sizes.large)
+    tokens = sizes.dev if work.verb == "evaluate" else sizes.final
+    return tokens * FORWARD * (sizes.large if work.row.start == "reader" else sizes.small)
+
+
+def _sizes(common: Common, maps: LayerMaps) -> Sizes:
     from distillation.models import modeling
+    from distillation.questions.data import DataSource
 
     config = modeling.load_config(common.teacher)
     layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
-    small, large = maps.student * layer, maps.teacher * layer
-    recipe = _recipe(DistillRecipe, common.distill_flags)
-    predicted = 1.0 if recipe.ce_positions == "all" else recipe.masked  # share of the tokens whose vocabulary is computed
-    vocabulary = predicted * config.vocab_size * config.hidden_size
-    distilled = TRAINED * (small + vocabulary) + FORWARD * (large + vocabulary)
-    rate = SHARE * matrix_rate()
-    return {
-        "distill": common.tokens * distilled / rate,
-        "finetune": _question_tokens(common) * TRAINED * small / rate,
-        "evaluate": _letters(common.dev, common.dev_limit) / LETTERS_PER_TOKEN * FORWARD * small / rate,
-        "final": _letters(common.final) / LETTERS_PER_TOKEN * FORWARD * small / rate if common.final else 0.0,
-    }
-
-
-def _question_tokens(common: Common) -> float:
-    """Tokens of a fine-tuning, from the letters of its questions and passages."""
-    from distillation.questions.data import DataSource
-    from distillation.questions.finetune_recipe import ReaderRecipe
-
     sources = [DataSource.parse(text) for text in common.data]
-    letters = sum(source.fraction * _letters(source.path) for source in sources)
-    return _recipe(ReaderRecipe, common.finetune_flags).epochs * letters / LETTERS_PER_TOKEN
+    return Sizes(
+        small=maps.student * layer,
+        large=maps.teacher * layer,
+        vocabulary=config.vocab_size * config.hidden_size,
+        questions=sum(source.fraction * _tokens(source.path) for source in sources),
+        dev=_tokens(common.dev, common.dev_limit),
+        final=_tokens(common.final) if common.final else 0.0,
+    )
 
 
-def _recipe(kind: type[R], flags: Sequence[str]) -> R:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipes.add_flags(parser, kind)
-    return recipes.from_arguments(parser.parse_known_args(list(flags))[0], kind)
-
-
-def _letters(path: str, limit: int | None = None) -> float:
-    return float(sum(len(example.question) + len(example.context) for example in squad.load(path, limit)))
+def _tokens(path: str, limit: int | None = None) -> float:
+    """Of the questions and passages of a file, from their letters."""
+    return sum(len(example.question) + len(example.context) for example in squad.load(path, limit)) / LETTERS_PER_TOKEN
 
 
 def matrix_rate() -> float:

@@ -1,24 +1,36 @@
 """What an ablation runs: the rows of a preset, and for each seed a distillation, a fine-tuning and an evaluation of each row.
 
-Rows whose distillations have the same flags share one; controls start from a model that was not distilled.  Seeds are the outer loop, so that
-every row has one seed before any has two.
+Rows whose distillations have the same flags share one; controls start from a model that was not distilled.  A row may be fine-tuned in several
+stages, each from what the one before left; together they take as many steps as one.  Seeds are the outer loop, so that every row has one seed
+before any has two.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from distillation.ablation.ablation_work import Row, Work, content_of, identity_of
+from distillation.ablation.ablation_work import Row, Work, content_of, contents_of, file_of, identity_of
+from distillation.questions.finetune_recipe import ReaderRecipe
+from distillation.training import recipes
 from pocketqa.errors import OptionsError
 from pocketqa.types import JSON
 
+if TYPE_CHECKING:
+    from distillation.models.distill_start import Start  # torch takes seconds to load
+
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "ablation_"
-STARTS = ("base", "reader")
+STARTS = ("base", "student", "reader")
+# What decides how many steps a pass over the questions takes: windows and batches.
+COUNTED = ("batch_tokens", "accumulation", "max_tokens", "doc_stride", "max_question_tokens", "negative_windows", "wrong_paragraph")
+
+R = TypeVar("R", bound=recipes.Recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +147,50 @@ def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: L
         shared: dict[tuple[str, ...], Made] = {}
         for row in rows:
             flags = maps.flags(row)
-            start = _given(row, common, sources) or shared.get(flags)
+            key = (row.start or "", *flags)
+            start = _given(row, common, sources) or shared.get(key)
             if start is None:
-                distilled = _distillation(row, seed, flags, common, sources)
-                works.append(distilled)
-                start = shared[flags] = Made(str(distilled.leaves), distilled.identity)
+                first = _student(row, seed, common, maps, sources) if row.start else _distillation(row, seed, flags, common, sources)
+                works.append(first)
+                start = shared[key] = Made(str(first.leaves), first.identity)
             if row.start != "reader":
-                tuned = _finetuning(row, seed, start, common, sources)
-                works.append(tuned)
-                start = Made(str(tuned.leaves), tuned.identity)
+                tuned = _finetunings(row, seed, start, common, sources)
+                works += tuned
+                start = Made(str(tuned[-1].leaves), tuned[-1].identity)
             works.append(_evaluation(row, seed, start, common, sources))
     if common.final:  # after everything else, so that nothing is chosen by it
         works += [_final(work, common, sources) for work in works if work.verb == "evaluate"]
     return Plan(tuple(rows), tuple(works), (*left_out, *(f"{name} (the layers that are taken anyway)" for name in same)))
+
+
+def finetune_flags(row: Row, common: Common) -> tuple[tuple[str, ...], ...]:
+    """The flags of each fine-tuning of a row, those of all rows first.
+
+    Stages share the epochs of one fine-tuning evenly and have its windows and batches, whatever their recipes say, so that all rows take as many
+    steps, but for rounding.  What a stage's own flags say counts.
+    """
+    if not row.stages:
+        return ((*common.finetune_flags, *row.finetune),)
+    one = recipe_of(ReaderRecipe, common.finetune_flags)
+    counts = {name: getattr(one, name) for name in COUNTED} | {"epochs": one.epochs / len(row.stages)}
+    words = [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return tuple((*common.finetune_flags, *words, *stage) for stage in row.stages)
+
+
+def recipe_of(kind: type[R], words: Sequence[str]) -> R:
+    """The recipe that a command line resolves to; its other words are left alone.  Raises TrainingError as the command would."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipes.add_flags(parser, kind)
+    return recipes.from_arguments(parser.parse_known_args(list(words))[0], kind)
+
+
+def student_start(distill_flags: Sequence[str]) -> Start:
+    """What the flags of all distillations say of the student's start."""
+    from distillation.models import distill_start
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    distill_start.add_flags(parser)
+    return distill_start.start_of(parser.parse_known_args(list(distill_flags))[0])
 
 
 def _given(row: Row, common: Common, sources: JSON) -> Made | None:
@@ -156,20 +199,42 @@ def _given(row: Row, common: Common, sources: JSON) -> Made | None:
     return Made(path, identity_of(row.start, sources[row.start])) if path and row.start else None
 
 
+def _student(row: Row, seed: int, common: Common, maps: LayerMaps, sources: JSON) -> Work:
+    """The student that a distillation would start from.  Raises OptionsError where that is not made of the teacher's layers."""
+    start = student_start(common.distill_flags)
+    if start.student or start.random or start.configured:
+        raise OptionsError(
+            f"The row {row.name} starts from the teacher's layers, and --distill-flags ask for another student. Leave the row out with --rows."
+        )
+    leaves = common.out / "student" / f"{row.name}-seed-{seed}"
+    dropped = ("--drop-token-types",) if start.drop_token_types else ()
+    settings = ("--teacher-layers", *map(str, maps.default), *dropped, "--seed", str(seed))
+    words = (common.teacher, "--out", str(leaves), *settings)
+    return Work("student", row, seed, words, leaves, identity_of("student", settings, sources["teacher"]))
+
+
 def _distillation(row: Row, seed: int, flags: tuple[str, ...], common: Common, sources: JSON) -> Work:
     leaves = common.out / "distill" / f"{row.name}-seed-{seed}"
     settings = ("--tokens", str(common.tokens), "--seed", str(seed), *common.distill_flags, *flags)
     words = (common.teacher, "--corpus", *common.corpus, "--out", str(leaves), *settings)
-    return Work("distill", row, seed, words, leaves, identity_of("distill", settings, sources["teacher"], sources["corpus"]))
+    identity = identity_of("distill", settings, contents_of(settings), sources["teacher"], sources["corpus"])
+    return Work("distill", row, seed, words, leaves, identity)
 
 
-def _finetuning(row: Row, seed: int, start: Made, common: Common, sources: JSON) -> Work:
-    leaves = common.out / "finetune" / f"{row.name}-seed-{seed}"
-    settings = ("--seed", str(seed), *common.finetune_flags, *row.finetune)
-    reader = ("--teacher", str(common.reader)) if row.teacher else ()
-    words = (start.path, "--data", *common.data, "--out", str(leaves), *reader, *settings)
-    identity = identity_of("finetune", settings, start.identity, sources["data"], sources["reader"] if row.teacher else None)
-    return Work("finetune", row, seed, words, leaves, identity)
+def _finetunings(row: Row, seed: int, start: Made, common: Common, sources: JSON) -> list[Work]:
+    """The fine-tunings of a row in their order; the last one leaves what is evaluated."""
+    works: list[Work] = []
+    stages = finetune_flags(row, common)
+    for number, flags in enumerate(stages):
+        part = f"-stage-{number + 1}" if number + 1 < len(stages) else ""
+        leaves = common.out / "finetune" / f"{row.name}{part}-seed-{seed}"
+        settings = ("--seed", str(seed), *flags)
+        reader = ("--teacher", str(common.reader)) if row.teacher else ()
+        words = (start.path, "--data", *common.data, "--out", str(leaves), *reader, *settings)
+        read = (start.identity, sources["data"], sources["reader"] if row.teacher else None)
+        start = Made(str(leaves), identity_of("finetune", settings, contents_of(settings), *read))
+        works.append(Work("finetune", row, seed, words, leaves, start.identity, number))
+    return works
 
 
 def _evaluation(row: Row, seed: int, model: Made, common: Common, sources: JSON) -> Work:
@@ -193,8 +258,8 @@ def _engine(common: Common) -> tuple[str, ...]:
 
 
 def _row(entry: JSON, reference: str | None) -> Row:
-    values = {**entry, "distill": tuple(entry.get("distill", ())), "finetune": tuple(entry.get("finetune", ()))}
-    return Row(**{"against": reference, **values})
+    flags = {key: tuple(entry.get(key, ())) for key in ("distill", "finetune")}
+    return Row(**{"against": reference, **entry, **flags, "stages": tuple(tuple(stage) for stage in entry.get("stages", ()))})
 
 
 def _problems(document: JSON, entries: object, reference: object) -> list[str]:
@@ -204,24 +269,37 @@ def _problems(document: JSON, entries: object, reference: object) -> list[str]:
     problems = [f"unknown entry {key!r}" for key in document if key not in ("rows", "reference")]
     if reference not in names:
         problems.append(f"reference must be the name of a row ({', '.join(map(str, names))}), found {reference!r}")
-    kinds = {"name": str, "words": str, "distill": list, "finetune": list, "against": str, "teacher": bool, "paper": float, "start": str}
     for entry in entries:
         where = f"row {entry.get('name')!r}"
-        problems += [f"{where}: {key} is missing" for key in ("name", "words") if key not in entry]
-        problems += [f"{where}: unknown entry {key!r}" for key in entry if key not in kinds]
-        problems += [f"{where}: {key} must be {kinds[key].__name__}" for key in entry if key in kinds and not isinstance(entry[key], kinds[key])]
+        problems += [f"{where}: {problem}" for problem in _problems_of_row(entry)]
         if not re.fullmatch(r"[\w-]+", str(entry.get("name", ""))) or names.count(entry.get("name")) > 1:
             problems.append(f"{where}: a name is its own, of letters, digits and hyphens")
-        if entry.get("start", "base") not in STARTS:
-            problems.append(f"{where}: start must be {' or '.join(STARTS)}, found {entry['start']!r}")
         if entry.get("against", reference) not in names:
             problems.append(f"{where}: against must name a row, found {entry.get('against')!r}")
     return problems
 
 
+def _problems_of_row(entry: JSON) -> list[str]:
+    texts, lists = ("name", "words", "against", "start"), ("distill", "finetune", "stages")
+    kinds: dict[str, type] = {**dict.fromkeys(texts, str), **dict.fromkeys(lists, list), "teacher": bool, "paper": float}
+    problems = [f"{key} is missing" for key in ("name", "words") if key not in entry]
+    problems += [f"unknown entry {key!r}" for key in entry if key not in kinds]
+    problems += [f"{key} must be {kinds[key].__name__}" for key in entry if key in kinds and not isinstance(entry[key], kinds[key])]
+    start, stages = entry.get("start"), entry.get("stages", [[]])
+    if start is not None and start not in STARTS:
+        problems.append(f"start must be one of {', '.join(STARTS)}, found {start!r}")
+    if start and "distill" in entry:
+        problems.append(f"distill goes with a distillation, and start = {start!r} has none")
+    if "stages" in entry and "finetune" in entry:
+        problems.append("finetune is for one fine-tuning and stages for several; give one of them")
+    if isinstance(stages, list) and not (stages and all(isinstance(stage, list) for stage in stages)):
+        problems.append(f"stages must be lists of flags, found {stages!r}")
+    return problems
+
+
 def _sources(common: Common) -> JSON:
     """Hashes of everything that is read."""
-    files = [text.rpartition("@")[0] if "@" in text and not Path(text).exists() else text for text in common.data]
+    files = [file_of(text) for text in common.data]
     return {
         "teacher": content_of(common.teacher),
         "reader": content_of(common.reader) if common.reader else None,

@@ -9,20 +9,24 @@ from numpy.typing import NDArray
 
 from distillation.ablation.ablation_plan import Common, Plan
 from distillation.ablation.ablation_work import Row
-from pocketqa.errors import DataError
-from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, new_run, per_question, read
+from pocketqa.errors import DataError, OptionsError
+from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, mean_ratio, new_run, per_question, read
 from pocketqa.types import JSON
+
+F1 = NDArray[np.float64]
 
 PAPER = (
     "The paper's differences (Sanh et al. 2019, table 4) are of the mean over the nine tasks of GLUE; ours are of F1 on questions after fine-tuning. "
     "Signs and order compare, sizes do not."
 )
+STAGES = "A row that is fine-tuned in stages divides the epochs of the others among them: all rows take as many steps, but for rounding."
 
 
 def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequence[str], verb: str, preset: str) -> RunFile:
     """The run file of a finished ablation.  verb: "evaluate" or "final".  Raises DataError where evaluations are of different questions."""
     evaluations = {row.name: [read(plan.evaluation(row.name, seed, verb).leaves) for seed in seeds] for row in plan.rows}
-    rows = [_row(row, evaluations, seeds) for row in plan.rows]
+    reader = next((row.name for row in plan.rows if row.start == "reader"), None)
+    rows = [_row(row, evaluations, seeds, reader) for row in plan.rows]
     reference = next(row.name for row in plan.rows if row.against is None)
     first = evaluations[reference][0]
     count, data = first.results["count"], first.data[0]
@@ -34,15 +38,22 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
         f"Intervals resample {unit}; the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, "
         "which stands beside them.",
         f"Each distillation saw {common.tokens:,} tokens of text; the paper's saw three passes over a far larger corpus.",
+        *([STAGES] if any(row.stages for row in plan.rows) else []),
     ]
-    extra: JSON = {"notes": notes, "tokens": common.tokens, "seeds": list(seeds), "left_out": list(plan.left_out)}
+    extra: JSON = {
+        "data": {"name": data.name, "split": data.split, "count": count},  # what the scores are of
+        "notes": notes,
+        "tokens": common.tokens,
+        "seeds": list(seeds),
+        "left_out": list(plan.left_out),
+    }
     subjects = [Subject(row.name, row.words, evaluations[row.name][0].subjects[0].sha256, "pytorch") for row in plan.rows]
     files = [DataFile(data.name, data.sha256, count, data.split)]
     name = f"ablation {preset} {'development' if verb == 'evaluate' else 'squad-dev'}"
     return new_run("ablation", name, subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
 
 
-def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int]) -> JSON:
+def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int], reader: str | None) -> JSON:
     ours = evaluations[row.name]
     theirs = evaluations[row.against] if row.against else None
     f1 = [float(run.results["f1"]) for run in ours]
@@ -51,26 +62,44 @@ def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int]) 
         "name": row.name,
         "words": row.words,
         "against": row.against,
+        "start": row.start,
         "distill": list(row.distill),
         "finetune": list(row.finetune),
+        "stages": [list(stage) for stage in row.stages],
         "f1": round(float(np.mean(f1)), 6),
         "exact_match": round(float(np.mean([run.results["exact_match"] for run in ours])), 6),
         "seeds": [
             {"seed": seed, "f1": f1[i], "difference": round(f1[i] - before[i], 6) if before else None} for i, seed in enumerate(seeds)
         ],
         "difference": _difference(ours, theirs) if theirs else None,
+        "retention": _retention(ours, evaluations[reader]) if reader not in (None, row.name) else None,
         "paper": row.paper,
     }  # fmt: skip
 
 
 def _difference(ours: Sequence[RunFile], theirs: Sequence[RunFile]) -> JSON:
     """F1 of one row minus that of another, in points: paired by question and seed."""
+    a, b, groups = _paired(ours, theirs)
+    return mean_difference(a, b, groups).scaled(100).to_json()
+
+
+def _retention(ours: Sequence[RunFile], reader: Sequence[RunFile]) -> JSON | None:
+    """F1 of one row in percent of the reader's, paired likewise; None where the reader has nothing to retain."""
+    a, b, groups = _paired(ours, reader)
+    try:
+        return mean_ratio(a, b, groups).scaled(100).to_json()
+    except OptionsError:  # no right answer in some resample
+        return None
+
+
+def _paired(ours: Sequence[RunFile], theirs: Sequence[RunFile]) -> tuple[F1, F1, NDArray[np.int64] | None]:
+    """F1 (N,) of the questions of two rows, means over the seeds, and what intervals resample."""
     values = [per_question(run.results, run.name) for run in (*ours, *theirs)]
     if len({value.ids_sha256 for value in values}) > 1:
         raise DataError("The evaluations of an ablation are of different questions. Delete `evaluate` in --out and give the command again.")
     a, b = (_mean_of_seeds(part) for part in (values[: len(ours)], values[len(ours) :]))  # (N,)
-    return mean_difference(a, b, values[0].groups).scaled(100).to_json()
+    return a, b, values[0].groups
 
 
-def _mean_of_seeds(values: Sequence[PerQuestion]) -> NDArray[np.float64]:
+def _mean_of_seeds(values: Sequence[PerQuestion]) -> F1:
     return np.asarray(np.mean([value.f1 for value in values], axis=0))

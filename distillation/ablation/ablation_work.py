@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillation.training.recipes import recipe_file
 from pocketqa.errors import TrainingError
 from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.writes import write_atomic
@@ -23,24 +25,26 @@ class Row:
     against: str | None = None  # None for the reference
     teacher: bool = False  # fine-tuned with the reader
     paper: float | None = None  # points of the paper's own measure
-    start: str | None = None  # "base": fine-tuned from --base, not distilled; "reader": --reader as it is
+    start: str | None = None  # not distilled: "base" and "student" (the teacher's layers) are fine-tuned, "reader" is taken as it is
+    stages: tuple[tuple[str, ...], ...] = ()  # flags of several fine-tunings, one after the other, in place of `finetune`
 
     @property
     def needs(self) -> set[str]:
         """The models, by the names of their flags, without which the row is left out."""
-        return ({self.start} if self.start else set()) | ({"reader"} if self.teacher else set())
+        return ({self.start} if self.start in ("base", "reader") else set()) | ({"reader"} if self.teacher else set())
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One thing to run: a verb with its words, what it leaves, and a hash of everything it depends on but places."""
 
-    verb: str  # "distill", "finetune", "evaluate" or, on the final data, "final"
+    verb: str  # "student", "distill", "finetune", "evaluate" or, on the final data, "final"
     row: Row
     seed: int
     words: tuple[str, ...]
     leaves: Path
     identity: str
+    stage: int = 0  # which fine-tuning of its row, from 0
 
     @property
     def note(self) -> Path:
@@ -69,15 +73,38 @@ class Work:
 
 
 def content_of(source: str) -> object:
-    """sha256 of a file or of a folder's weights, names and sizes of another folder, or the name of something on the Hub."""
+    """sha256 of a file or of a folder's weights, names and sha256 of the files of another folder, or the name of something on the Hub."""
     path = Path(source)
     if path.is_file():
         return sha256_file(path)
     if ModelFolder(path).weights.is_file():
         return sha256_file(ModelFolder(path).weights)
     if path.is_dir():
-        return sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+        return sorted((file.relative_to(path).as_posix(), sha256_file(file)) for file in path.rglob("*") if file.is_file())
     return source
+
+
+def contents_of(flags: Sequence[str]) -> list[object]:
+    """The content of every file and model that flags name: a recipe, more questions, another teacher.  Other folders, such as caches, do not count.
+
+    Raises TrainingError for a recipe that is not there.
+    """
+    found = []
+    for before, word in zip(("", *flags), flags, strict=False):
+        option, equals, value = word.partition("=")
+        if not (equals and option.startswith("--")):
+            option, value = before, word
+        place = file_of(value)
+        if option == "--recipe" and not Path(place).exists():
+            place = recipe_file(value)
+        if place and (Path(place).is_file() or ModelFolder(Path(place)).weights.is_file()):
+            found.append(content_of(place))
+    return found
+
+
+def file_of(text: str) -> str:
+    """The place of FILE[@SHARE]."""
+    return text.rpartition("@")[0] if "@" in text and not Path(text).exists() else text
 
 
 def identity_of(*parts: object) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from distillation.ablation import task_cost
 from distillation.ablation.ablation_plan import PREFIX, PRESETS
-from distillation.ablation.ablation_work import Row, Work, content_of, identity_of
+from distillation.ablation.ablation_work import Row, Work, content_of, contents_of, identity_of
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file
 from pocketqa.errors import OptionsError
@@ -117,7 +117,8 @@ def make_works(planned: Sequence[Planned], starts: dict[str, str], out: Path) ->
                 cell = f"{name}-{role}-seed-{seed}"
                 settings = ("--task", name, "--role", role, "--name", role, "--seed", str(seed), *plan.finetune)
                 words = (start, "--data", plan.data, "--out", str(out / "models" / cell), "--run-file", str(out / "new" / cell), *settings)
-                identity = identity_of("task", settings, models[role], data[name])
+                recipe = ("--recipe", plan.task.recipe) if plan.task.recipe else ()  # unless the flags name another
+                identity = identity_of("task", settings, contents_of((*recipe, *settings)), models[role], data[name])
                 works.append(Work("finetune", Row(role, ROLES[role]), seed, words, out / "classification" / f"{cell}.json", identity))
     return tuple(works)
 

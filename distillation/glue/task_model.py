@@ -1,10 +1,11 @@
-"""BERT and DistilBERT with a head for classification: loading, predicting, and a teacher's outputs, kept on disk.
+"""BERT, DistilBERT and MobileBERT with a head for classification: loading, predicting, and a teacher's outputs, kept on disk.
 
 Legend: N rows, B rows of a batch, C classes (1 for a real number).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +23,17 @@ from distillation.glue.task_data import to_batch
 from distillation.models import modeling
 from distillation.training import processes
 from pocketqa.errors import TrainingError
+from pocketqa.folders import SHORT_HASH
 from pocketqa.writes import write_atomic
 
-HEADS = ("classifier.", "pre_classifier.", "bert.pooler.")  # what may be drawn anew: bert.pooler, since the reading heads do without it
+# What may be drawn anew: poolers too, since the reading heads do without them.
+HEADS = ("classifier.", "pre_classifier.", "bert.pooler.", "mobilebert.pooler.")
 OUTPUTS = "outputs"
 PREDICT_TOKENS = 16384  # of a batch, padding included
 
 
 def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[str], None] = processes.say, **overrides: Any) -> PreTrainedModel:
-    """A BERT or DistilBERT with a head for `task` from a folder or Hub name.
+    """A BERT, DistilBERT or MobileBERT with a head for `task` from a folder or Hub name.
 
     new_head: heads of other tasks are dropped and a new one is drawn from torch's global generator, which is said; otherwise a checkpoint that was
     not trained on this task is refused with the command that trains it.  overrides: configuration values to set, such as dropout rates.
@@ -47,11 +50,7 @@ def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[s
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # it tells of new weights too, and we say which and why
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
+        model, report = modeling.load_weights(AutoModelForSequenceClassification, source, config, ignore_mismatched_sizes=True)
     finally:
         logging.set_verbosity(told)
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
@@ -63,11 +62,12 @@ def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[s
     if not new_head and drawn:
         raise TrainingError(f"{source} lacks {drawn[0]!r}, a weight of its own head. Train it again with: pocketqa finetune --task {task.name}")
     if learnt not in (None, task.name) and not mismatched:  # as many classes, but others
-        nn.init.normal_(model.classifier.weight, std=config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
+        head = cast(nn.Linear, model.classifier)
+        nn.init.normal_(head.weight, std=config.initializer_range)
+        nn.init.zeros_(head.bias)
         drawn += ["classifier.bias", "classifier.weight"]
     _say_heads(source, report["unexpected_keys"], drawn, say)
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def outputs_of(model: nn.Module, batch: TaskBatch) -> Tensor:
@@ -106,18 +106,28 @@ def kept_outputs(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
         try:
             with safe_open(path, framework="pt") as file:
                 kept: Tensor = file.get_tensor(OUTPUTS)
-                found = (file.metadata() or {}).get("key")
+                known = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"{path} is damaged ({error}). Delete it; the teacher's outputs are then computed again.") from None
-        if found == key and torch.isfinite(kept).all():
+        if known.get("key") == key and "sha256" in known:
+            if (found := _hash(kept)) != known["sha256"]:
+                raise TrainingError(
+                    f"{path} is damaged: expected outputs of sha256 {known['sha256'][:SHORT_HASH]}..., found {found[:SHORT_HASH]}.... "
+                    "Delete it; the teacher's outputs are then computed again."
+                )
             return kept
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomic(path, save({OUTPUTS: made.contiguous()}, metadata={"key": key}))
+        write_atomic(path, save({OUTPUTS: made.contiguous()}, metadata={"key": key, "sha256": _hash(made)}))
     except OSError as error:
         raise TrainingError(f"The teacher's outputs could not be written to {path}: {error}. Make room or give another --out.") from error
     return made
+
+
+def _hash(outputs: Tensor) -> str:
+    """sha256 of the numbers themselves."""
+    return hashlib.sha256(outputs.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _labels(task: Task) -> dict[str, Any]:

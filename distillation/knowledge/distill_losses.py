@@ -71,6 +71,11 @@ def phase_at(step: int, steps: int, recipe: DistillRecipe, layers: Sequence[int]
     return Phase(distillation=False, layers=(layers[step * len(layers) // first],))
 
 
+def trains_head(steps: int, recipe: DistillRecipe, layers: Sequence[int]) -> bool:
+    """Whether a loss reaches the language head in `steps` steps; layers: as for phase_at, in whose last phase it does or never."""
+    return recipe.alpha_ce + recipe.alpha_mlm > 0 and phase_at(steps - 1, steps, recipe, layers).distillation
+
+
 def loss_function(
     trained: Trained, teachers: Sequence[PreTrainedModel], recipe: DistillRecipe, steps: int
 ) -> Callable[[StepBatch, Mapping[str, float]], LossTerms]:

@@ -41,6 +41,11 @@ class DistillRecipe(TextRecipe, TransferRecipe):
             found.append("every weight is 0; set --alpha-ce, --alpha-mlm, --alpha-cos or one of the losses between layers")
         if self.knowledge != "auxiliary" and not (self.any_transfer() and self.transfer_share > 0):
             found.append(f"--knowledge {self.knowledge} needs a loss between layers and --transfer-share above 0")
+        if self.knowledge != "auxiliary" and self.transfer_share < 1 and not self.any_distillation():
+            found.append(
+                f"--knowledge {self.knowledge} leaves no loss for the steps after --transfer-share {self.transfer_share}; "
+                "set it to 1, or --alpha-ce, --alpha-mlm or --alpha-cos above 0"
+            )
         if self.knowledge == "auxiliary" and self.transfer_share > 0:
             found.append("--transfer-share needs --knowledge joint or progressive")
         return found

@@ -6,7 +6,7 @@ Legend: B rows, T positions, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +102,15 @@ class Transfer(nn.Module):
 class Trained(nn.Module):
     """All that a distillation trains: the student, and what only its losses need."""
 
-    def __init__(self, student: PreTrainedModel, transfer: Transfer) -> None:
+    def __init__(self, student: PreTrainedModel, transfer: Transfer, headed: bool = True) -> None:
+        """headed: whether the head of the student is a trained one at the end; one that nothing trained is none, and is not kept."""
         super().__init__()
-        self.student, self.transfer = student, transfer
+        self.student, self.transfer, self.headed = student, transfer, headed
+
+    @property
+    def kept(self) -> PreTrainedModel:
+        """What checkpoints hold: the student, or its encoder alone."""
+        return self.student if self.headed else cast(PreTrainedModel, self.student.base_model)
 
 
 def layer_pairs(text: str, teacher_layers: int, student_layers: int) -> dict[int, int]:

@@ -79,14 +79,26 @@ def start_of(given: argparse.Namespace) -> Start:
     return start
 
 
-def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: DistillRecipe) -> tuple[PreTrainedModel, JSON]:
-    """The student, and what the manifest says of its start.  source: where the teacher was loaded from.
+@dataclass(frozen=True, slots=True, eq=False)
+class Started:
+    """A student before its training."""
+
+    model: PreTrainedModel
+    origin: JSON  # what the manifest says of its start
+    headed: bool  # whether its language head is a trained one, its own or its teacher's, not drawn at random
+
+
+def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: DistillRecipe) -> Started:
+    """The student.  source: where the teacher was loaded from.
 
     Raises TrainingError where teacher and wishes do not fit.
     """
+    headed = True
     if start.student:
-        model = lm.load_language_model(start.student, new_head=not (recipe.alpha_ce or recipe.alpha_mlm or recipe.alpha_cos))
-        made, origin = model, {"student": weights_hash(start.student)}
+        made, missing = lm.load_or_start(start.student)
+        if missing and recipe.any_distillation():
+            raise lm.no_head(start.student, missing)
+        headed, origin = not missing, {"student": weights_hash(start.student)}
     else:
         deep = modeling.depth(teacher.config)
         layers = start.layers or (len(start.teacher_layers) if start.teacher_layers else max(1, deep // 2))
@@ -96,17 +108,17 @@ def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: D
             )
         if start.bottleneck:
             made = students.bottleneck_student(teacher, layers, start.bottleneck, start.hidden, start.heads, start.intermediate)
-            origin = {"configuration": "mobilebert"}
+            headed, origin = students.gives_head(teacher, made), {"configuration": "mobilebert"}
         elif start.configured or start.random:
             intermediate = start.intermediate or (None if start.hidden else _intermediate(teacher))
             made = students.configured_student(teacher.config, layers, start.hidden, start.heads, intermediate)
-            origin = {"configuration": "distilbert"}
+            headed, origin = False, {"configuration": "distilbert"}
         else:
             made, origin = _copied(start, source, teacher, layers)
     for name, value in modeling.dropout_rates(made.config.model_type, recipe.dropout, recipe.attention_dropout).items():
         setattr(made.config, name, value)
     _set_dropout(made, recipe)
-    return made, origin
+    return Started(made, origin, headed)
 
 
 def _copied(start: Start, source: str, teacher: PreTrainedModel, layers: int) -> tuple[PreTrainedModel, JSON]:

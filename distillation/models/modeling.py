@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -22,7 +23,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from distillation.training.checkpoints import weight_files
 from pocketqa.errors import TrainingError
+from pocketqa.folders import ModelFolder, safetensors_header
+from pocketqa.types import JSON
 
 BERT_TO_DISTILBERT = {
     "attention.self.query": "attention.q_lin",
@@ -46,12 +50,7 @@ def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrai
     config = load_config(source)
     for key, value in overrides.items():
         setattr(config, key, value)
-    try:
-        model, report = AutoModelForQuestionAnswering.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
+    model, report = load_weights(AutoModelForQuestionAnswering, source, config)
     missing = [key for key in report["missing_keys"] if not key.startswith("qa_outputs.")]
     if missing:
         raise TrainingError(
@@ -62,7 +61,22 @@ def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrai
             f"{source} has no trained question-answering head. "
             f"Train one with: pocketqa finetune {source} --data train-v1.1.json --out {source.rstrip('/')}-reader"
         )
-    return cast(PreTrainedModel, model)
+    return model
+
+
+def load_weights(kind: Any, source: str, config: Any, **options: Any) -> tuple[PreTrainedModel, JSON]:
+    """A checkpoint as a model of a `kind` of the library's, in float32, and the library's report on its weights: missing_keys and others.
+
+    Raises CorruptFolder where a local folder is not what its manifest says or its weights are not whole, TrainingError where they do not fit.
+    """
+    ModelFolder(Path(source)).verify_checkpoint()
+    for file in weight_files(source):
+        safetensors_header(file)
+    try:
+        made = kind.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
+    return cast(tuple[PreTrainedModel, JSON], made)
 
 
 def load_config(source: str) -> Any:

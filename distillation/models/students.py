@@ -8,7 +8,7 @@ of its base first in its block, and a student of the base's depth takes those: 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import (
@@ -111,11 +111,16 @@ def bottleneck_student(
             num_feedforward_networks=FOUR,
         )
     )
-    if isinstance(teacher, MobileBertForMaskedLM) and size == config.hidden_size:
+    if gives_head(teacher, student):
         student.mobilebert.embeddings.load_state_dict(teacher.mobilebert.embeddings.state_dict())
         student.cls.load_state_dict(teacher.cls.state_dict())
         student.tie_weights()
     return student
+
+
+def gives_head(teacher: PreTrainedModel, student: PreTrainedModel) -> TypeGuard[MobileBertForMaskedLM]:
+    """Whether embeddings and language head of a bottleneck student are those of its teacher: of a MobileBERT of the same hidden size they are."""
+    return isinstance(teacher, MobileBertForMaskedLM) and student.config.hidden_size == teacher.config.hidden_size
 
 
 def inverted_bottleneck(config: Any, layers: int, inner: int, hidden: int, heads: int) -> MobileBertModel:

@@ -112,10 +112,9 @@ def training_windows(
 ) -> list[TrainingWindow]:
     """Windows of all examples with targets: those that hold the answer, a share of those that do not, and wrong paragraphs.
 
-    Questions longer than options.max_question_tokens are left out (see `usable`).
+    examples: usable ones (see `usable`).
     """
     rng = np.random.default_rng(seed)
-    examples = usable(examples, tokenizer, options)
     made: list[TrainingWindow] = []
     for example, windows in _encoded(examples, tokenizer, options):
         gold = usual_answer(example)
@@ -132,13 +131,12 @@ def training_windows(
 
 
 def unlabelled_windows(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[TrainingWindow]:
-    """All windows of questions whose answers, if they have any, are not looked at."""
-    encoded = _encoded(usable(examples, tokenizer, options), tokenizer, options)
-    return [TrainingWindow(window, NO_TARGET, NO_TARGET) for _, windows in encoded for window in windows]
+    """All windows of questions, usable ones, whose answers, if they have any, are not looked at."""
+    return [TrainingWindow(window, NO_TARGET, NO_TARGET) for _, windows in _encoded(examples, tokenizer, options) for window in windows]
 
 
 def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[QAExample]:
-    """The examples whose question has a token and fits into options.max_question_tokens."""
+    """The examples whose question has a token and fits into options.max_question_tokens; the others can give no window."""
     return [example for example in examples if 0 < tokenizer.count_tokens(example.question) <= options.max_question_tokens]
 
 

@@ -15,6 +15,10 @@ class ReaderRecipe(Recipe, TransferRecipe):
     """Fine-tuning on questions, with losses between layers where there is a teacher.  Defaults suit hidden size 384 on a CPU.
 
     alpha_ce weighs the soft targets of a teacher, alpha_squad the gold answers (both 0.5 in the released DistilBERT script, as is temperature 2).
+    epochs: as Devlin et al. 2018 for SQuAD 2.0.  doc_stride, max_question_tokens: numbers of the code released with it, where a stride is the step
+    from window to window and longer questions are cut.
+    This project's own choices: negative_windows and wrong_paragraph, so that a reader learns to refuse without seeing mostly refusals, and
+    kl_over_padding off, because no answer lies in the question or in padding.
     Presets: squad_paper (the DistilBERT paper's second step), tinybert_intermediate and tinybert_prediction (one after the other), patient.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from distillation.models.modeling import inputs_of
 from distillation.questions.data import TrainingWindow, padded, to_batch
-from distillation.text.corpus_cache import ReadingProgress
+from distillation.text.corpus_cache import ReadingProgress, remove_leftovers
 from distillation.training import checkpoints, processes
 from distillation.training.loop import DTYPES
 from pocketqa.errors import TrainingError
@@ -68,7 +68,7 @@ def teacher_logits(
     Raises TrainingError for a cache whose bytes have changed, or that cannot be written.
     """
     content = windows_hash(windows)
-    key = hashlib.sha256(json.dumps([content, checkpoints.weights_hash(source), precision]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([content, checkpoints.model_key(source), precision]).encode()).hexdigest()
     folder = cache / f"teacher-{key[:SHORT_HASH]}"
     lengths = np.array([len(item.window) for item in windows], dtype=np.int64)  # (W,)
     if not processes.is_main():
@@ -96,15 +96,11 @@ def _make(
     processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}*"):
-            shutil.rmtree(left, ignore_errors=True)  # of a killed write
+        remove_leftovers(folder)
         with atomic_folder(folder) as made:
             _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
-            values = np.memmap(made / LOGITS, dtype="<f4", mode="r+", shape=(int(lengths.sum()), SIDES))
             progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
-            _fill(values, windows, lengths, pad_id, precision, model, progress)
-            values.flush()
-            del values
+            _fill(made / LOGITS, windows, lengths, pad_id, precision, model, progress)
             index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
             (made / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     except checkpoints.NOT_WRITTEN as error:
@@ -120,7 +116,7 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _fill(
-    values: NDArray[np.float32],
+    file: Path,
     windows: Sequence[TrainingWindow],
     lengths: NDArray[np.int64],
     pad_id: int,
@@ -129,6 +125,7 @@ def _fill(
     progress: ReadingProgress,
 ) -> None:
     """Compute all logits, longest windows first, so that too little memory shows at once."""
+    values = np.memmap(file, dtype="<f4", mode="r+", shape=(int(lengths.sum()), SIDES))
     device, ends = processes.device(), np.cumsum(lengths)
     order = np.argsort(-lengths, kind="stable")
     first = 0
@@ -143,6 +140,8 @@ def _fill(
             values[ends[index] - lengths[index] : ends[index]] = both[row, : lengths[index]]
         progress.done += int(lengths[chosen].sum())
         progress.say(0, first)
+        os.utime(file)  # what is written through a map need not show in the file's time, by which leftovers are told
+    values.flush()
 
 
 def _check(folder: Path, key: str, lengths: NDArray[np.int64]) -> None:

@@ -72,6 +72,8 @@ class Vocabulary:
 def cache_key(sources: Sequence[Source], vocabulary: Vocabulary, limit: int) -> str:
     """sha256 of everything that decides the ids."""
     parts = [FORMAT, vocabulary.sha256, [source.sha256 for source in sources], limit]
+    if limit:
+        parts.append("whole lines")  # once a limit was only looked at after many lines
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -84,7 +86,7 @@ def ready(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabulary: 
             say(f"corpus: {index['tokens']:,} tokens of {index['documents']:,} documents, from the cache {folder}")
             return index
         say(f"the cache {folder} is damaged ({problem}): tokenising again")
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     try:
         with atomic_folder(folder, replace=folder.exists()) as partial:
             return _tokenise(partial, sources, tokenizer, vocabulary, limit, say)
@@ -111,8 +113,8 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed run left beside the cache."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed runs left beside a cache: partial folders that nobody has touched for LEFTOVER_SECONDS."""
     for left in folder.parent.glob(f".{folder.name}.*"):
         try:
             newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
@@ -132,6 +134,8 @@ def _tokenise(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabula
             tokens, documents, fast, vocabulary, limit, ReadingProgress(sum(source.size for source in sources), "tokenising", "tokens", say)
         )
         counted = [writer.add(source) for source in sources]
+    if not writer.tokens and writer.full:
+        raise DataError(f"Expected a first paragraph of fewer than --corpus-tokens {limit:,} tokens, found a longer one. Raise --corpus-tokens.")
     if not writer.tokens:
         names = ", ".join(source.name for source in sources)
         raise DataError(f"Expected text in {names}, found no token ({writer.dropped} paragraphs were mostly unknown characters). Name other text.")
@@ -151,12 +155,16 @@ def _tokenise(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabula
 
 
 class _Writer:
-    """Tokenises sources one after another, holding LINES_AT_ONCE lines or CHARACTERS_AT_ONCE in memory."""
+    """Tokenises sources one after another, holding LINES_AT_ONCE lines or CHARACTERS_AT_ONCE in memory.
+
+    limit: of the tokens, 0 for none.  The first line that does not fit, with the [SEP] of its document, ends the reading.
+    """
 
     def __init__(
         self, tokens: IO[bytes], places: IO[bytes], fast: FastTokenizer, vocabulary: Vocabulary, limit: int, progress: ReadingProgress
     ) -> None:
         self.tokens = self.documents = self.dropped = 0
+        self.full = False
         self.counts: NDArray[np.int64] = np.zeros(vocabulary.size, dtype=np.int64)  # (V,)
         self._tokens, self._places, self._fast, self._vocabulary, self._limit, self._progress = tokens, places, fast, vocabulary, limit, progress
         self._open = False  # whether a document has begun
@@ -166,12 +174,12 @@ class _Writer:
         """Append one source; returns its line for corpus.json."""
         tokens, documents = self.tokens, self.documents
         read = 0
-        for batch in _batched(source.lines()):
-            if self._limit and self.tokens >= self._limit:
-                break
+        for batch in () if self.full else _batched(source.lines()):
             self._append([line for line, _ in batch])
             read = batch[-1][1]
             self._progress.say(read, self.tokens)
+            if self.full:
+                break
         self._end_document()
         self._flush()
         self._progress.done += source.size
@@ -187,6 +195,9 @@ class _Writer:
             if len(ids) == 0 or (ids == self._vocabulary.unk_id).mean() >= UNKNOWN_SHARE:
                 self.dropped += 1
                 continue
+            if self._limit and self.tokens + len(ids) + 1 > self._limit:
+                self.full = True
+                break
             self._write(ids)
             self._open = True
         self._flush()

@@ -6,6 +6,7 @@ the word embeddings and a bias (V,).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -38,11 +39,16 @@ def load_language_model(source: str, new_head: bool = False, **overrides: Any) -
     """
     model, missing = load_or_start(source, **overrides)
     if missing and not new_head:
-        raise TrainingError(
-            f"{source} has no trained language head (no {missing[0]!r} among its weights). "
-            f"Train one with: pocketqa pretrain {source} --corpus TEXT --out {source.rstrip('/')}-mlm"
-        )
+        raise no_head(source, missing)
     return model
+
+
+def no_head(source: str, missing: Sequence[str]) -> TrainingError:
+    """The error for a checkpoint without a trained language head."""
+    return TrainingError(
+        f"{source} has no trained language head (no {missing[0]!r} among its weights). "
+        f"Train one with: pocketqa pretrain {source} --corpus TEXT --out {source.rstrip('/')}-mlm"
+    )
 
 
 def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -53,11 +59,7 @@ def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, list[
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the library's warning about a new head, which is asked for or refused here
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"Expected model.safetensors of a {config.model_type} in {source}: {str(error).splitlines()[0]}") from error
+        model, report = modeling.load_weights(AutoModelForMaskedLM, source, config)
     finally:
         logging.set_verbosity(verbosity)
     head = [key for key in report["missing_keys"] if key.startswith(HEADS[config.model_type])]
@@ -65,7 +67,7 @@ def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, list[
         raise TrainingError(
             f"{source} lacks {len(missing)} weights of a {config.model_type} encoder, first {missing[0]!r}. Expected a complete checkpoint."
         )
-    return cast(PreTrainedModel, model), head
+    return model, head
 
 
 def load_config(source: str) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATE = "training_state.safetensors"
 PROGRESS = "progress.json"
 WEIGHTS = "model.safetensors"
+SHARDS = "model-*.safetensors"  # of a model that is too large for one file
 BEST = "best"
 NUMBERED = "checkpoint-"  # and the step, HF's habit
 NOT_WRITTEN = (OSError, SafetensorError)  # what a full disk raises
@@ -50,16 +51,38 @@ def save_start(model: PreTrainedModel, source: str, out: Path, step: JSON) -> No
     """Leave an untrained start as a checkpoint folder: weights, tokenizer, manifest last.  Refuses a folder that holds something."""
     if out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty. Give another --out or delete it.")
-    with atomic_folder(out, replace=out.exists()) as folder:
-        model.save_pretrained(folder)
-        save_tokenizer(source, folder)
-        write_manifest(folder, kind="checkpoint", name=out.name, parent=weights_hash(source), config=step)
+    try:
+        with atomic_folder(out, replace=out.exists()) as folder:
+            model.save_pretrained(folder)
+            save_tokenizer(source, folder)
+            write_manifest(folder, kind="checkpoint", name=out.name, parent=weights_hash(source), config=step)
+    except NOT_WRITTEN as error:
+        raise not_written(out, error) from error
+
+
+def weight_files(source: str) -> list[Path]:
+    """model.safetensors of a local folder, else the shards in its place, sorted; none where it has none, or the weights lie on the Hub."""
+    whole = Path(source) / WEIGHTS
+    return [whole] if whole.is_file() else sorted(Path(source).glob(SHARDS))
 
 
 def weights_hash(source: str) -> str:
-    """sha256 of a checkpoint's weights, or of its name where they lie on the Hub."""
-    weights = Path(source) / WEIGHTS
-    return sha256_file(weights) if weights.is_file() else hashlib.sha256(source.encode()).hexdigest()
+    """sha256 of a checkpoint's weights, by which manifests and run files name it.
+
+    One file: its own; shards: of their hashes; a Hub name: of it and the commit that is in the cache, of the name alone where none is.
+    """
+    hashes = [sha256_file(file) for file in weight_files(source)]
+    if len(hashes) == 1:
+        return hashes[0]
+    commit = None if hashes else _cached_commit(source)
+    return hashlib.sha256(("".join(hashes) or (f"{source}@{commit}" if commit else source)).encode()).hexdigest()
+
+
+def model_key(source: str) -> str:
+    """sha256 of all that settles what a checkpoint computes, config.json too: for identities of runs and keys of caches."""
+    config = ModelFolder(Path(source)).config
+    parts = [weights_hash(source), sha256_file(config) if config.is_file() else None]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def grown_from(source: str) -> JSON | None:
@@ -152,7 +175,7 @@ def read_tensors(folder: Path, progress: JSON) -> dict[str, Tensor]:
 def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Path, config: JSON) -> None:
     """Leave a model as it is now as a checkpoint folder; one of that name is replaced.
 
-    model: of a training that has projections beside its student, only `model.student` is written, so that the folder opens like any other.
+    model: of a training that has projections beside its student, only what `exported` says is written, so that the folder opens like any other.
     tokenizer: a folder with its files; where there are none, none are written.  Raises TrainingError where it cannot be written.
     """
     chosen = exported(model)
@@ -182,8 +205,8 @@ def load_best(folder: Path, model: nn.Module) -> None:
 
 
 def exported(model: nn.Module) -> nn.Module:
-    """What a checkpoint holds of what is trained: `model.student` where there is one, else all of it."""
-    student = getattr(model, "student", None)
+    """What a checkpoint holds of what is trained: `model.kept` or `model.student` where there is one, else all of it."""
+    student = getattr(model, "kept", getattr(model, "student", None))
     return student if isinstance(student, nn.Module) and _is_pretrained(student) else model
 
 
@@ -199,6 +222,17 @@ def not_written(place: Path, error: Exception) -> TrainingError:
     return TrainingError(
         f"Expected to write to {place}, found: {error}. What was saved before is untouched: make room there and give the same command again."
     )
+
+
+def _cached_commit(name: str) -> str | None:
+    """The commit of a Hub model in the local cache, which loading it brings up to date; the Hub is not asked.  None where nothing is cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that a model of the Hub can have
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _damaged(file: Path, found: str) -> TrainingError:

@@ -38,7 +38,13 @@ class Recipe:
     """What every training has.
 
     One optimiser step sees `accumulation` micro-batches of at most `batch_tokens` tokens each, padding included, however many processes share them.
-    attention_dropout is 0 because dropping attention probabilities, the largest tensors of all, takes time on a CPU.
+
+    Where the defaults come from (each verb's recipe says it of its own):
+    dropout, weight_decay, beta1: Devlin et al. 2018, appendix A.2; clip, max_tokens (of questions): the code released with it.
+    beta2, eps, warmup (of fine-tuning): Liu et al. 2019.
+    This project's own choices, for hidden size 384 on a CPU: epochs, batch_tokens, accumulation, precision, seed; learning_rate, above the 5e-5 of
+    Devlin et al. 2018 since small models want more (Turc et al. 2019 try up to 3e-4); attention_dropout 0, because dropping attention probabilities,
+    the largest tensors of all, takes time.
     """
 
     epochs: float = setting(1.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
@@ -62,6 +68,9 @@ class Recipe:
         found = []
         for item in dataclasses.fields(self):
             found += _problems_of(_flag(item.name), getattr(self, item.name), item.metadata)
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:  # a mean that never moves
+                found.append(f"{_flag(name)} must be below 1, found {getattr(self, name)}")
         if self.batch_tokens < self.max_tokens:
             found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one sequence of --max-tokens ({self.max_tokens})")
         return found

@@ -16,7 +16,7 @@ from distillation.training import card, checkpoints, processes
 from distillation.training.keeping import Keeping
 from distillation.training.loop import Stopped
 from pocketqa.errors import TrainingError
-from pocketqa.folders import write_manifest
+from pocketqa.folders import MANIFEST, write_manifest
 from pocketqa.runs import RunFile, write
 from pocketqa.types import JSON, NoAnswer
 
@@ -123,6 +123,18 @@ class Stage:
                 raise checkpoints.not_written(self.work, error) from error
             shutil.rmtree(self._kept_state, ignore_errors=True)
 
+    def write_run(self, run: RunFile) -> None:
+        """Write the run file of the finished training where one is asked for.  Raises TrainingError where it cannot be written."""
+        if self.run_file is None:
+            return
+        try:
+            processes.say(f"run file: {write(run, self.run_file)}")
+        except checkpoints.NOT_WRITTEN as error:
+            raise TrainingError(
+                f"Expected to write a run file to {self.run_file}, found: {error}. The checkpoint in {self.out} is whole, and "
+                f"{self.out / MANIFEST} holds the numbers of the run. For the next one make room there, or name another --run-file."
+            ) from error
+
     @property
     def _kept_state(self) -> Path:
         return self.work.with_name(self.work.name + ".state")
@@ -143,9 +155,9 @@ def carry_out(stage: Stage, train: Callable[[], JSON], run_of: Callable[[JSON], 
         processes.say(str(stopped))
         return STOPPED
     if processes.is_main():
+        print(json.dumps(summary, sort_keys=True))  # first: a run file that cannot be written loses nothing
         if stage.run_file:
-            processes.say(f"run file: {write(run_of(summary), stage.run_file)}")
-        print(json.dumps(summary, sort_keys=True))
+            stage.write_run(run_of(summary))
         processes.say(f"next: {following}")
     return 0
 

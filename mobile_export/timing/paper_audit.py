@@ -221,7 +221,7 @@ def _table_3() -> Row:
         "DistilBERT is 60 % faster: 410 s against 668 s",
         f"{PAPER}, table 3",
         "one pass of STS-B dev, batch 1, Intel Xeon E5-2690 v3",
-        "measure it with: pocketqa benchmark TEACHER STUDENT --workload stsb DIR",
+        "a measurement of its own: pocketqa benchmark TEACHER STUDENT --workload stsb DIR; RESULTS.md shows it under Latency",
         "a ratio of throughputs (1.63 less one), where the phone's 71 % is a cut of time: the two percentages are of different kinds",
         True,
     )

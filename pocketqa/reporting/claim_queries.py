@@ -63,10 +63,11 @@ def _squad_pair(runs: Runs, first: str, second: str) -> Lines:
     found = _on_squad(runs)
     names = {id(run): name for name, run in found.items()}
     by_role = {role: [run for run in found.values() if run.subjects[0].role == role] for role in (first, second, "control")}
+    controls = tables.paired_runs(by_role[second], by_role["control"])
     for ours, theirs in tables.paired_runs(by_role[first], by_role[second]):
         outcome = compare(ours, theirs)
         kept = f"; F1 kept: not quoted, the {second} was not shown to beat the control"
-        if outcome.retention and tables.beats_control(tables.paired_runs([theirs], by_role["control"])):
+        if outcome.retention and tables.beats_control(tables.of_same_weights(controls, theirs)):
             kept = f"; F1 kept: {_percent(outcome.retention)}"
         yield f"{first} less {second}: {tables.differences(outcome)}, {tables.how(ours)}{kept}", names[id(ours)]
 

@@ -139,15 +139,22 @@ def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
 
 
 def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
-    """Milliseconds of one question (p50 / p90), by weights, engine and precision: of the longest race on questions over the fewest threads."""
+    """Milliseconds of one question (p50 / p90), by weights, engine and precision: of races on questions the longest on a quiet machine over the
+    fewest threads; where the longest was on a busy machine, that is said."""
     raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad")}
     times: dict[tuple[str, str, str], str] = {}
-    for name, run in sorted(raced.items(), key=lambda item: (-item[1].results["threads"], item[1].results["mode"] == "full", item[1].created)):
+
+    def worth(item: tuple[str, RunFile]) -> tuple[object, ...]:
+        r = item[1].results
+        return (-r["threads"], r["mode"] == "full", not r.get("busy"), item[1].created)
+
+    for name, run in sorted(raced.items(), key=worth):
         for subject in run.subjects:
             found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
             if found is not None:
                 threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
-                cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {threads}, {link(name, run)}"
+                where = f"{threads} of a busy machine" if run.results.get("busy") else threads
+                cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {where}, {link(name, run)}"
                 times[subject.sha256, subject.engine, subject.precision] = cell
     return times
 

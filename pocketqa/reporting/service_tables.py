@@ -24,11 +24,13 @@ OF = {"p50": "times faster at the median", "p99": "times faster at the 99th perc
 
 
 def service_lines(runs: Runs, link: Link) -> list[str]:
-    """For each race the contestants, their times, the ratios, what was wanted, and the costs."""
+    """For each race, the newest first, the contestants, their times, the ratios, what was wanted, and the costs."""
     parts: list[list[str]] = []
-    for name, run in of_kind(runs, "service").items():
+    for name, run in sorted(of_kind(runs, "service").items(), key=lambda item: item[1].created, reverse=True):
         r = run.results
-        parts.append([f"{', '.join(map(model_cell, run.subjects))}: {r['workload']}. {_where(r)} {link(name, run)}"])
+        models = ", ".join(map(model_cell, run.subjects))
+        machine = f"On {run.environment.get('cpu', 'a machine unknown')}, {run.created[:10]}"
+        parts.append([f"{machine}. {models}: {r['workload']}. {_where(r)} {link(name, run)}"])
         parts.append([f"- {who}: {words}" for who, words in contestants_of(r).items()])
         parts.append(table_if_any(POINT_HEAD, [_point_row(row) for row in r["points"]]))
         parts.append(table_if_any(RATIO_HEAD, _ratio_rows(r)))
@@ -47,11 +49,13 @@ def _where(results: JSON) -> str:
 
 def _point_row(row: JSON) -> tuple[str, ...]:
     times = (f"{row[key]:.2f} ms" for key in ("p50", "p99"))
+    found = Interval.from_json(row["rate"])
+    rate = interval(found) if found.low < found.high else f"{found.value:.2f}"  # a point where there was one round
     same = f"{row['same_answers']:.1f} %" if "same_answers" in row else ""
     alone = f"{interval(Interval.from_json(row['same_spans']))} %" if "same_spans" in row else ""
     scores = (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same, alone, f"{row['failures']:,}")
     shares = (f"{row[key]:.0%}" for key in ("server_share", "client_share"))
-    return (str(row["users"]), row["contestant"], *times, interval(Interval.from_json(row["rate"])), *scores, *shares)
+    return (str(row["users"]), row["contestant"], *times, rate, *scores, *shares)
 
 
 def _ratio_rows(results: JSON) -> list[tuple[str, ...]]:

@@ -21,7 +21,6 @@ TIME_HEAD = "ms a question, p50 / p90"
 TRAINING_HEAD = ("run", "data", "questions", "steps", "tokens", "time", "last loss", "best EM / F1 on the development split", "measured")
 TIMING_HEAD = ("what", "model", "count", "mean", "p50", "p90", "p99", "unit", "measured")
 EXPORT_HEAD = ("model", "target", "precision", "package", "weights", "specification", "inputs", "outputs", "measured")
-EXPERIMENT_HEAD = ("experiment", "outcome", "best EM / F1 on the development split", "measured")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -106,12 +105,13 @@ def statements(found: Runs) -> list[str]:
     runs = list(current(found).values())
     by_role = {role: [run for run in runs if run.subjects[0].role == role] for role in ROLES}
     lines = []
-    for teacher, control in paired_runs(by_role["teacher"], by_role["control"]):
+    controls = paired_runs(by_role["teacher"], by_role["control"])
+    for teacher, control in controls:
         lines.append(_against_control("teacher", teacher, control))
     for student, control in paired_runs(by_role["student"], by_role["control"]):
         lines.append(_against_control("student", student, control))
     for student, teacher in paired_runs(by_role["student"], by_role["teacher"]):
-        lines.append(_retention(student, teacher, paired_runs([teacher], by_role["control"])))
+        lines.append(_retention(student, teacher, of_same_weights(controls, teacher)))
     if by_role["teacher"] and not by_role["control"]:
         lines.append("No control was measured on these questions, so nothing is said about whether the teacher beats it.")
     return [f"- {line}" for line in lines]
@@ -120,11 +120,11 @@ def statements(found: Runs) -> list[str]:
 def _against_control(role: str, run: RunFile, control: RunFile) -> str:
     outcome = compare(run, control)
     if outcome.f1.low > 0:
-        verdict = "beats the control: its interval lies above zero"
+        verdict = "beats the control by F1: its interval lies above zero"
     elif outcome.f1.high < 0:
-        verdict = "does not beat the control: it is worse, its interval lies below zero"
+        verdict = "does not beat the control by F1: it is worse, its interval lies below zero"
     else:
-        verdict = "does not beat the control: its interval includes zero"
+        verdict = "does not beat the control by F1: its interval includes zero"
     return f"The {role} {verdict} ({how(run)}; {differences(outcome)})."
 
 
@@ -144,6 +144,11 @@ def beats_control(pairs: Sequence[tuple[RunFile, RunFile]]) -> bool:
     return bool(pairs) and all(compare(run, control).f1.low > 0 for run, control in pairs)
 
 
+def of_same_weights(pairs: Sequence[tuple[RunFile, RunFile]], model: RunFile) -> list[tuple[RunFile, RunFile]]:
+    """Of pairs with a control those of this model, whatever engine they were measured in: not every engine measures every model."""
+    return [pair for pair in pairs if pair[0].subjects[0].sha256 == model.subjects[0].sha256]
+
+
 def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
     """One row a training run."""
     rows = []
@@ -154,13 +159,6 @@ def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]
         counts = (f"{r[key]:,}" for key in ("questions", "steps", "tokens"))
         rows.append((_title(run), data, *counts, duration(r["seconds"]), loss, _best(r), link(name, run)))
     return table(TRAINING_HEAD, rows) if rows else []
-
-
-def experiment_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
-    """One row a training run that says what came of it."""
-    tried = {name: run for name, run in of_kind(runs, "training").items() if run.results.get("outcome")}
-    rows = [(_title(run), str(run.results["outcome"]), _best(run.results), link(name, run)) for name, run in tried.items()]
-    return table(EXPERIMENT_HEAD, rows) if rows else []
 
 
 def timing_table(runs: Runs, kind: str, link: Callable[[str, RunFile], str]) -> list[str]:
@@ -257,8 +255,10 @@ def order_of(subject: Subject) -> tuple[int, str, str]:
 
 
 def _title(run: RunFile) -> str:
+    """Name, roles where they are others, and the weights that came out."""
     roles = ", ".join(dict.fromkeys(subject.role for subject in run.subjects))
-    return f"{run.name} ({roles})" if roles and roles != run.name else run.name
+    name = f"{run.name} ({roles})" if roles and roles != run.name else run.name
+    return " ".join([name, *(f"`{subject.sha256[:12]}`" for subject in run.subjects)])
 
 
 def model_cell(subject: Subject) -> str:
@@ -289,7 +289,7 @@ def differences(outcome: Comparison) -> str:
 
 def _best(results: JSON) -> str:
     best = results.get("best")
-    return f"{best['exact_match']:.2f} / {best['f1']:.2f}" if best else ""
+    return f"{best['exact_match']:.2f} / {best['f1']:.2f} of {best['count']:,}" if best else ""
 
 
 def _counts(results: JSON) -> list[str]:

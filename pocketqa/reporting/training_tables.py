@@ -31,6 +31,7 @@ TASK_HEAD = (
 )
 TASK_RUN_HEAD = ("task", "model", "seed", "score [95 %]", "measured")
 ABLATION_HEAD = ("row", "EM", "F1", "against", "difference of F1 [95 %]", "by seed", "the paper's difference, GLUE")
+RETENTION_HEAD = "percent of the teacher's F1 [95 %]"
 SPEED_HEAD = ("step", "tokens a second", "times the row before [95 %]")
 TEXT_STAGES = {"pretrain": "Masked-language modelling:", "distill": "Distillation on text:"}
 TASK_NOTES = (
@@ -171,8 +172,7 @@ def _against(first: RunFile, second: RunFile) -> TaskComparison:
 def _retention(outcome: TaskComparison) -> str:
     if outcome.retention is None:
         return "none: the teacher's score is not shown to be above 0"
-    kept = outcome.retention
-    return f"{kept.value:.1f} [{kept.low:.1f}, {kept.high:.1f}]"
+    return _percent(outcome.retention.to_json())
 
 
 def ablation_lines(runs: Runs, link: Link) -> list[str]:
@@ -181,17 +181,23 @@ def ablation_lines(runs: Runs, link: Link) -> list[str]:
     for name, run in of_kind(runs, "ablation").items():
         r = run.results
         parts.append([f"{run.name}: {r['measure']}. {link(name, run)}"])
-        parts.append(table(ABLATION_HEAD, [_ablation_row(row) for row in r["rows"]]))
+        kept = any(row.get("retention") for row in r["rows"])
+        parts.append(table((*ABLATION_HEAD, RETENTION_HEAD) if kept else ABLATION_HEAD, [_ablation_row(row, kept) for row in r["rows"]]))
         parts.append([f"- {note}" for note in r.get("notes", ())])
     return joined(parts)
 
 
-def _ablation_row(row: JSON) -> tuple[str, ...]:
+def _ablation_row(row: JSON, kept: bool) -> tuple[str, ...]:
     by_seed = [f"{one['difference']:+.2f}" for one in row["seeds"] if one["difference"] is not None] or [f"{one['f1']:.2f}" for one in row["seeds"]]
     difference = "reference" if row["difference"] is None else signed(Interval.from_json(row["difference"]))
     paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
     cells = (row["words"], f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", row["against"] or "", difference)
-    return (*cells, ", ".join(by_seed), paper)
+    retention = [_percent(row.get("retention"))] if kept else []
+    return (*cells, ", ".join(by_seed), paper, *retention)
+
+
+def _percent(kept: JSON | None) -> str:
+    return "" if kept is None else f"{kept['value']:.1f} [{kept['low']:.1f}, {kept['high']:.1f}]"
 
 
 def speed_lines(runs: Runs, link: Link) -> list[str]:
@@ -220,5 +226,7 @@ def _remarks(results: JSON) -> Sequence[str]:
             "bf16 matrices have on this machine."
         )
     if results.get("loss_difference") is not None:
-        said.append(f"- Losses on the same batches without dropout differ by at most {results['loss_difference']:.1e} of the loss.")
+        absolute = ", ".join(f"{value:.1e} in {name}" for name, value in results.get("loss_difference_absolute", {}).items())
+        share = f"{results['loss_difference']:.1e} of the loss{f' ({absolute})' if absolute else ''}"
+        said.append(f"- Losses on the same batches without dropout differ by at most {share}.")
     return said

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import BertForMaskedLM, DistilBertForQuestionAnswering
 
 from distillation import ablate, finetune
@@ -17,7 +18,7 @@ from distillation.ablation import ablation_cost, ablation_plan
 from distillation.ablation.ablation_plan import Common, LayerMaps, choose_rows, make_plan, read_preset
 from pocketqa import runs
 from pocketqa.errors import OptionsError, TrainingError
-from pocketqa.folders import write_manifest
+from pocketqa.folders import ModelFolder, sha256_file, write_manifest
 from pocketqa.statistics import Interval, mean_difference
 from tests.tiny import tiny_bert, tiny_distilbert, tiny_squad
 
@@ -124,7 +125,14 @@ def test_layers_are_filled_in() -> None:
         (('name = "tuned"', 'name = "whole"'), "row 'whole': a name is its own"),
         (("teacher = true", 'against = "nobody"'), "row 'taught': against must name a row, found 'nobody'"),
         (("teacher = true", "teacher = true\nepochs = 3"), "row 'taught': unknown entry 'epochs'"),
-        (("teacher = true", 'start = "somewhere"'), "row 'taught': start must be base or reader, found 'somewhere'"),
+        (("teacher = true", 'start = "somewhere"'), "row 'taught': start must be one of base, student, reader, found 'somewhere'"),
+        (
+            ("teacher = true", 'stages = [["--epochs", "1"]]\nfinetune = ["--epochs", "1"]'),
+            "row 'taught': finetune is for one fine-tuning and stages for",
+        ),
+        (("teacher = true", "stages = []"), r"row 'taught': stages must be lists of flags, found \[\]"),
+        (("teacher = true", 'stages = ["--epochs"]'), "row 'taught': stages must be lists of flags"),
+        (("teacher = true", 'start = "student"\ndistill = []'), "row 'taught': distill goes with a distillation, and start = 'student' has none"),
         (("[[rows]]", "[[row]]"), r"expected a list of tables \[\[rows\]\]"),
         (("reference", "= ="), "Expected a preset of an ablation"),
     ],
@@ -155,6 +163,68 @@ def test_controls_start_from_what_was_not_distilled(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="The row base, with which the others are compared, needs --base"):
         choose_rows(read_preset("controls"), None, "reader")
     assert choose_rows(read_preset("controls"), ["second-step"], None, "base")[1] == ("second-step (needs --reader)",)
+
+
+def test_stages_start_from_one_another_and_take_as_many_steps(tmp_path: Path) -> None:
+    rows, left_out = choose_rows(read_preset("recipes"), None, "reader")
+    assert ([row.name for row in rows], left_out) == (["undistilled", "distilbert", "tinybert"], ())
+    flags = ("--epochs", "0.5", "--batch-tokens", "3000")
+    plan = make_plan(rows, [7], common(reader="reader", finetune_flags=flags, distill_flags=("--drop-token-types",)), SIX_OF_TWELVE)
+    assert [(work.verb, work.row.name, work.stage) for work in plan.works] == [
+        ("student", "undistilled", 0), ("finetune", "undistilled", 0), ("evaluate", "undistilled", 0),
+        ("distill", "distilbert", 0), ("finetune", "distilbert", 0), ("evaluate", "distilbert", 0),
+        ("distill", "tinybert", 0), ("finetune", "tinybert", 0), ("finetune", "tinybert", 1), ("evaluate", "tinybert", 0),
+    ]  # fmt: skip
+    made, own, _, _, plain, _, distilled, first, second, scored = plan.works
+    assert made.words == (
+        "t",
+        "--out",
+        str(Path("out/student/undistilled-seed-7")),
+        *("--teacher-layers", "0", "2", "4", "6", "8", "10", "--drop-token-types", "--seed", "7"),
+    )
+    assert distilled.words[-2:] == ("--recipe", "tinybert_general")
+    assert [work.words[0] for work in (own, first, second, scored)] == [str(work.leaves) for work in (made, distilled, first, second)]
+    assert "--teacher" not in own.words
+    recipes = [finetune._parse([*work.words, "--out", str(tmp_path / "new")]).recipe for work in (own, plain, first, second)]
+    assert [recipe.epochs for recipe in recipes] == [0.5, 0.5, 0.25, 0.25]
+    assert {(recipe.batch_tokens, recipe.negative_windows, recipe.wrong_paragraph, recipe.accumulation) for recipe in recipes} == {
+        (3000, 0.5, 0.1, 1)
+    }
+    assert [(recipe.alpha_hidden, recipe.alpha_ce, recipe.learning_rate) for recipe in recipes[2:]] == [(1.0, 0.0, 5e-5), (0.0, 1.0, 3e-5)]
+    usual = make_plan(rows, [7], common(reader="reader"), SIX_OF_TWELVE).works
+    assert [finetune._parse([*usual[i].words, "--out", str(tmp_path / "new")]).recipe.epochs for i in (1, 4, 7, 8)] == [2.0, 2.0, 1.0, 1.0]
+    with pytest.raises(OptionsError, match="The row undistilled starts from the teacher's layers, and --distill-flags ask for another student"):
+        make_plan(rows, [7], common(reader="reader", distill_flags=("--random-init",)), SIX_OF_TWELVE)
+
+
+def test_what_flags_and_folders_name_is_part_of_a_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    rows = read_preset("recipes")[:2]
+
+    def identities() -> list[str]:
+        flags = {"distill_flags": ("--recipe=mine.toml",), "finetune_flags": ("--unlabelled", "more.json@0.5", "--recipe", "squad_paper")}
+        return [work.identity for work in make_plan(rows, [0], common(corpus=("text",), reader="r", **flags), SIX_OF_TWELVE).works]
+
+    contents = {"mine.toml": "epochs = 1.0", "more.json": "{}", "text/a.txt": "some text", "cache.bin": "1"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    first = identities()
+    changed = {}
+    for name, other in (("mine.toml", "epochs = 2.0"), ("more.json", "[]"), ("text/a.txt", "same size"), ("cache.bin", "2")):
+        (tmp_path / name).write_text(other)
+        changed[name] = [before != now for before, now in zip(first, identities(), strict=True)]
+        (tmp_path / name).write_text(contents[name])
+    distilled = [False] * 3 + [True] * 3  # the first row is not distilled
+    assert changed == {
+        "mine.toml": distilled,
+        "more.json": [False, *[True] * 2, False, *[True] * 2],
+        "text/a.txt": distilled,
+        "cache.bin": [False] * 6,
+    }
+    assert identities() == first
+    with pytest.raises(TrainingError, match=r"Expected one of the recipes .*found 'nothing'"):
+        make_plan(rows, [0], common(distill_flags=("--recipe", "nothing"), reader="r"), SIX_OF_TWELVE)
 
 
 # ---- whole runs
@@ -268,15 +338,29 @@ def test_the_cost_counts_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     source = common(teacher=str(teacher), data=(f"{dev}@0.5",), dev=str(dev), tokens=1000)
     maps = ablation_cost.layer_maps(source)
     assert maps == LayerMaps(4, 2, (0, 3))
-    guesses = ablation_cost._guesses(source, maps)
     layer, vocabulary = 12 * 32 * 32, len((teacher / "vocab.txt").read_text(encoding="utf-8").splitlines()) * 32
     masked = 0.15 * vocabulary
-    assert guesses["distill"] == pytest.approx(1000 * (6 * (2 * layer + masked) + 2 * (4 * layer + masked)) / 0.4e9)
-    assert guesses["finetune"] / guesses["evaluate"] == pytest.approx(2 * 0.5 * 6 / 2)  # epochs, share, training against forward
+
+    def costs(which: Common, preset: str = "recipes") -> dict[tuple[str, str, int], float]:
+        rows, sizes = choose_rows(read_preset(preset), None, "r", "b")[0], ablation_cost._sizes(which, maps)
+        works = make_plan(rows, [0], dataclasses.replace(which, reader="r", base="b"), maps).works
+        return {(work.verb, work.row.name, work.stage): ablation_cost.operations(work, sizes) for work in works if work.verb != "student"}
+
+    found = costs(source)
+    assert found["distill", "distilbert", 0] == pytest.approx(1000 * (6 * (2 * layer + masked) + 2 * (4 * layer + masked)))
+    assert found["distill", "tinybert", 0] == pytest.approx(1000 * (6 * 2 * layer + 2 * 4 * layer))  # no loss on the vocabulary
+    tokens = found["evaluate", "undistilled", 0] / (2 * 2 * layer)
+    passes = {name: value / (0.5 * tokens * layer) for name, value in found.items() if name[0] == "finetune"}  # 0.5: the share of the questions
+    assert passes["finetune", "undistilled", 0] == pytest.approx(2 * 6 * 2)  # epochs, training, layers
+    assert passes["finetune", "distilbert", 0] == pytest.approx(2 * 6 * 2 + 2 * 4)  # the teacher reads once, and what it says is kept
+    assert passes["finetune", "tinybert", 0] == pytest.approx(6 * 2 + 2 * 4)  # half of the epochs, the teacher beside the student
+    assert passes["finetune", "tinybert", 1] == pytest.approx(6 * 2 + 2 * 4)
+    assert costs(source, "controls")["evaluate", "teacher", 0] == pytest.approx(tokens * 2 * 4 * layer)
     other = dataclasses.replace(source, distill_flags=("--layers", "3", "--ce-positions", "all"))
     assert ablation_cost.layer_maps(other).student == 3
-    everywhere = ablation_cost._guesses(other, maps)["distill"]
-    assert everywhere == pytest.approx(1000 * (6 * (2 * layer + vocabulary) + 2 * (4 * layer + vocabulary)) / 0.4e9)
+    assert ablation_cost.layer_maps(dataclasses.replace(source, distill_flags=("--teacher-layers", "1", "2", "3"))) == LayerMaps(4, 3, (1, 2, 3))
+    everywhere = costs(other)["distill", "distilbert", 0]
+    assert everywhere == pytest.approx(1000 * (6 * (2 * layer + vocabulary) + 2 * (4 * layer + vocabulary)))
 
 
 def test_every_flag_of_the_preset_is_one_of_the_verbs(tmp_path: Path) -> None:
@@ -315,7 +399,21 @@ def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.Cap
     assert "[9/10] " in printed.err
 
     base = tiny_distilbert(tmp_path / "base", layers=1)
-    controls = ["--preset", "controls", "--reader", str(reader), "--base", str(base), "--final", str(data), "--precision", "bf16", "--tokens", "2000"]
+    final = tiny_squad(tmp_path / "final.json", paragraphs=40, questions=3)  # so many that every resample has something right
+    controls = [
+        "--preset",
+        "controls",
+        "--reader",
+        str(reader),
+        "--base",
+        str(base),
+        "--final",
+        str(final),
+        "--precision",
+        "bf16",
+        "--tokens",
+        "2000",
+    ]
     assert ablate.main([*sources, *flags, *controls, "--seeds", "0", "--out", str(tmp_path / "controls"), "--run-file", str(tmp_path / "runs")]) == 0
     written = {run.name: run for run in runs.read_all(tmp_path / "runs").values()}
     assert {name: run.data[0].split for name, run in written.items()} == {
@@ -326,6 +424,54 @@ def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.Cap
     scored = runs.read(tmp_path / "controls" / "final" / "teacher-seed-0.json")
     assert (scored.subjects[0].precision, scored.results["f1"]) == ("bf16", pytest.approx(ours["teacher"]["f1"], abs=1e-5))
     assert ours["teacher"]["difference"]["value"] == pytest.approx(ours["teacher"]["f1"] - ours["base"]["f1"], abs=0.6)  # run files hold hundredths
+    assert written["ablation controls squad-dev"].results["data"] == {"name": "final.json", "split": "squad-dev", "count": 120}
+    general = runs.read(tmp_path / "controls" / "final" / "general-seed-0.json")
+    retained = runs.compare(general, scored).retention
+    assert retained is not None and ours["general"]["retention"] == retained.to_json()
+    assert ours["teacher"]["retention"] is None and found["random"]["retention"] is None  # itself; no reader among the rows
+
+
+def test_recipes_with_stages_run_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = tiny_bert(tmp_path / "reader", layers=3)
+    shutil.copytree(reader, tmp_path / "teacher")
+    BertForMaskedLM.from_pretrained(reader).save_pretrained(tmp_path / "teacher")
+    data = tiny_squad(tmp_path / "data.json", paragraphs=8, questions=2)
+    (tmp_path / "text.txt").write_text("The red lamp of Anna is in the kitchen. The blue chair of Bruno is in the hall.\n\n" * 60)
+    sources = ["--teacher", str(tmp_path / "teacher"), "--corpus", str(tmp_path / "text.txt"), "--data", str(data), "--dev", str(data)]
+    flags = ["--distill-flags", "--layers 2 --max-tokens 64 --batch-tokens 512 --precision fp32 --heldout-tokens 0", "--finetune-flags"]
+    flags += [FINETUNE.replace("--epochs 0.5", "--epochs 2"), "--tokens", "2000", "--seeds", "0", "--out", str(tmp_path / "out")]
+    command = ["--preset", "recipes", "--reader", str(reader), *sources, *flags]
+    assert ablate.main([*command, "--dry-run"]) == 0
+    planned = capsys.readouterr().err
+    assert "1 to cut out of the teacher, 2 to distill, 4 to finetune, 3 to evaluate" in planned
+    assert "stage 1 --recipe tinybert_intermediate; stage 2 --recipe tinybert_prediction" in planned and "4 to finetune: " in planned
+    assert ablate.main(command) == 0
+    printed = capsys.readouterr()
+    assert "finetune tinybert, stage 2 of 2, seed 0: " in printed.err and "| TinyBERT: layers on text" in printed.out
+
+    out = tmp_path / "out"
+    made = {path.name: ModelFolder(path).read_manifest() for path in (out / "finetune").iterdir() if path.is_dir() and path.name != "teacher-cache"}
+    steps = {name.removesuffix("-seed-0"): manifest.config["steps"] for name, manifest in made.items()}
+    assert set(steps) == {"undistilled", "distilbert", "tinybert-stage-1", "tinybert"}
+    assert steps["undistilled"] == steps["distilbert"] > 2
+    assert abs(steps["tinybert-stage-1"] + steps["tinybert"] - steps["distilbert"]) <= 1
+    assert made["tinybert-seed-0"].parent == sha256_file(out / "finetune" / "tinybert-stage-1-seed-0" / "model.safetensors")
+    assert made["undistilled-seed-0"].config["teacher"] is None
+
+    student, theirs = (load_file(folder / "model.safetensors") for folder in (out / "student" / "undistilled-seed-0", tmp_path / "teacher"))
+    for ours, layer in enumerate((0, 2)):
+        name = "ffn.lin1.weight"
+        assert (student[f"distilbert.transformer.layer.{ours}.{name}"] == theirs[f"bert.encoder.layer.{layer}.intermediate.dense.weight"]).all()
+    folded = theirs["bert.embeddings.position_embeddings.weight"] + theirs["bert.embeddings.token_type_embeddings.weight"][0]
+    assert (student["distilbert.embeddings.position_embeddings.weight"] == folded).all()
+
+    rows = {row["name"]: row for row in runs.read(out / "ablation.json").results["rows"]}
+    assert (rows["undistilled"]["start"], rows["tinybert"]["stages"]) == (
+        "student",
+        [["--recipe", "tinybert_intermediate"], ["--recipe", "tinybert_prediction"]],
+    )
+    assert ablate.main(command) == 0
+    assert capsys.readouterr().err.count("finished already") == 10 + 1
 
 
 def test_presets_stand_where_the_plan_looks() -> None:

@@ -18,7 +18,7 @@ from distillation.glue.task_recipe import TaskRecipe
 from pocketqa import report, runs
 from pocketqa.errors import DataError, OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
-from tests.tiny import tiny_bert, tiny_distilbert
+from tests.tiny import tiny_bert, tiny_distilbert, tiny_mobilebert
 
 SMALL = ["--max-tokens", "32", "--batch-tokens", "512", "--batch-rows", "8", "--precision", "fp32", "--learning-rate", "2e-3", "--dropout", "0"]
 LEFT = {
@@ -162,6 +162,29 @@ def test_seeds_are_trained_once_each_and_give_a_median(tmp_path: Path, data: Pat
     assert {ModelFolder(tmp_path / "out" / f"seed-{seed}").read_manifest().name for seed in (1, 2, 3)} == {"out"}
     weights = [load_file(tmp_path / "out" / f"seed-{seed}" / "model.safetensors")["classifier.weight"] for seed in (1, 2)]
     assert (weights[0] != weights[1]).any()
+
+
+def test_a_finished_seed_of_other_settings_data_or_models_is_refused(tmp_path: Path, data: Path, teacher: Path) -> None:
+    start, other = tiny_distilbert(tmp_path / "start"), tiny_distilbert(tmp_path / "other", seed=1)
+    common = [str(start), "--task", "sst2", "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "0.5", *SMALL, "--seeds", "1"]
+    assert classify.main(common) == 0
+    assert classify.main([*common, "--log-every", "1", "--role", "student"]) == 0  # neither changes what was trained
+    glue(tmp_path / "fewer", count=40)
+    for change, named in (
+        (["--learning-rate", "1e-3"], r"--learning-rate \(there 0\.002, here 0\.001\)"),
+        (["--teacher", str(teacher / "sst2")], r"--teacher \(there None, here "),
+        (["--data", str(tmp_path / "fewer")], r"--data \(there .*--dev \(there "),
+    ):
+        with pytest.raises(TrainingError, match=rf"out/seed-1 was trained with other settings, data or models than this call has: {named}.*delete"):
+            classify.main([*common, *change])
+    with pytest.raises(TrainingError, match="this call has: MODEL "):
+        classify.main([str(other), *common[1:]])
+
+
+def test_a_mobilebert_is_trained_too(tmp_path: Path, data: Path) -> None:
+    start = tiny_mobilebert(tmp_path / "start")
+    assert classify.main([str(start), "--task", "sst2", "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "0.5", *SMALL]) == 0
+    assert evaluate.main([str(tmp_path / "out"), "--task", "sst2", "--data", str(data)]) == 0
 
 
 def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, data: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,9 @@ from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.mlm import MEASURE
 from distillation.training import recipes
 from pocketqa import runs
-from pocketqa.errors import TrainingError, VocabularyMismatch
+from pocketqa.errors import CorruptFolder, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
-from tests.tiny import SPECIAL, tiny_bert
+from tests.tiny import SPECIAL, flip, tiny_bert, tiny_distilbert
 
 COLOURS, THINGS = ["red", "blue", "green", "white"], ["lamp", "chair", "kettle", "coat"]
 VOCABULARY = [*SPECIAL, "the", "is", "in", "and", "house", ".", *COLOURS, *THINGS]
@@ -114,6 +115,33 @@ def test_tinybert_leaves_an_encoder(tmp_path: Path, teacher: Path, text: Path) -
     assert not any("vocab" in name or "projection" in name for name in names)
     with pytest.raises(TrainingError, match="no trained language head"):
         lm.load_language_model(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--student", "{headless}", "--alpha-ce", "0", "--alpha-mlm", "0", "--alpha-cos", "0"],
+        ["--random-init", "--knowledge", "joint", "--transfer-share", "1"],
+        ["--bottleneck", "8", "--knowledge", "progressive", "--transfer-share", "1"],
+    ],
+    ids=["a student without one", "drawn, no step for it", "drawn, MobileBERT"],
+)
+def test_a_language_head_that_nothing_trained_is_not_left(tmp_path: Path, teacher: Path, text: Path, flags: list[str]) -> None:
+    headless = str(tiny_distilbert(tmp_path / "headless", vocabulary=VOCABULARY))
+    words = [flag.format(headless=headless) for flag in flags]
+    config = run_distill(teacher, text, tmp_path / "out", *words, "--alpha-hidden", "1", "--tokens", "1500", "--checkpoint-every", "1")
+    assert set(config["development"]) == {"distillation"}  # a random head has no perplexity
+    (*_, numbered) = (tmp_path / "out").glob("checkpoint-*")
+    for folder in (tmp_path / "out", numbered):
+        with pytest.raises(TrainingError, match="no trained language head"):
+            lm.load_language_model(str(folder))
+
+
+def test_a_trained_head_stays_where_no_loss_reaches_it(tmp_path: Path, teacher: Path, text: Path) -> None:
+    flags = ["--student", str(teacher), "--recipe", "tinybert_general", "--epochs", "1"]
+    config = run_distill(teacher, text, tmp_path / "out", *flags, "--learning-rate", "1e-9", "--dropout", "0", "--attention-dropout", "0")
+    assert config["development"]["loss"] == pytest.approx(ModelFolder(teacher).read_manifest().config["development"]["loss"], rel=0.05)
+    assert not lm.load_or_start(str(tmp_path / "out"))[1]
 
 
 @pytest.mark.parametrize("knowledge", ["auxiliary", "joint", "progressive"])
@@ -246,6 +274,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, text: Path)
         distill.main([str(teacher), str(tmp_path / "more-mlm"), *common])
 
 
+def test_a_damaged_teacher_is_refused(tmp_path: Path, teacher: Path, text: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    flip(tmp_path / "teacher" / "model.safetensors")
+    common = [str(tmp_path / "teacher"), "--corpus", str(text), "--out", str(tmp_path / "out"), *SMALL]
+    for command in ([*common, "--tokens", "600"], [str(teacher), "--student", *common]):
+        with pytest.raises(CorruptFolder, match=r"teacher/model\.safetensors differs from what was saved"):
+            distill.main(command)
+    assert not (tmp_path / "out.run").exists()
+
+
 def test_recipes_that_make_no_sense() -> None:
     with pytest.raises(TrainingError, match=r"every weight is 0.*"):
         recipes.resolve(DistillRecipe, None, {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0})
@@ -253,6 +291,10 @@ def test_recipes_that_make_no_sense() -> None:
         recipes.resolve(DistillRecipe, None, {"knowledge": "joint"})
     with pytest.raises(TrainingError, match="--transfer-share needs"):
         recipes.resolve(DistillRecipe, None, {"transfer_share": 0.5})
+    alone = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_hidden": 1.0, "knowledge": "progressive"}
+    with pytest.raises(TrainingError, match=r"--knowledge progressive leaves no loss for the steps after --transfer-share 0\.5; set it to 1"):
+        recipes.resolve(DistillRecipe, None, {**alone, "transfer_share": 0.5})
+    assert recipes.resolve(DistillRecipe, None, {**alone, "transfer_share": 1.0}).problems() == []
 
 
 def test_the_papers_preset() -> None:

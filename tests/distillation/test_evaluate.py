@@ -27,6 +27,7 @@ def test_a_predictions_file_is_scored(tmp_path: Path, capsys: pytest.CaptureFixt
     assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["exact_match"], printed["f1"], printed["count"]) == (75.0, 75.0, 4)
+    assert printed["f1_interval"][0] <= 75.0 <= printed["f1_interval"][1]
 
 
 def test_a_checkpoint_is_scored_and_leaves_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +38,8 @@ def test_a_checkpoint_is_scored_and_leaves_a_run_file(tmp_path: Path, capsys: py
     printed = json.loads(capsys.readouterr().out)
     assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert (again["exact_match"], again["f1"]) == (printed["exact_match"], printed["f1"])
+    assert {key: again[key] for key in again if key in printed} == {key: printed[key] for key in again}
+    assert again["f1_interval"] and again["exact_match_interval"]
     run = runs.read(tmp_path / "run.json")
     assert run.results["count"] == 12
     assert run.results["f1"] == pytest.approx(printed["f1"], abs=1e-4)
@@ -55,6 +57,9 @@ def test_bad_calls(tmp_path: Path) -> None:
     data = tiny_squad(tmp_path / "tiny.json")
     with pytest.raises(OptionsError, match="neither"):
         evaluate.main(["--data", str(data)])
+    for flag in ("--run-file", "--out"):
+        with pytest.raises(OptionsError, match="--predictions goes neither with --run-file"):
+            evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), flag, str(tmp_path / "x.json")])
     with pytest.raises(TrainingError, match="no question-answering head"):
         evaluate.main([str(tiny_base(tmp_path / "base")), "--data", str(data)])
     with pytest.raises(OptionsError, match="not a packaged model"):

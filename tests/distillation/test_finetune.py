@@ -9,19 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from distillation import finetune, grow, student
+from distillation.questions.data import TrainingBatch, to_batch
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training import recipes
 from distillation.training.checkpoints import save_state
 from pocketqa import runs
-from pocketqa.errors import TrainingError
+from pocketqa.errors import CorruptFolder, TrainingError
 from pocketqa.folders import ModelFolder
-from tests.tiny import tiny_base, tiny_bert, tiny_squad
+from tests.tiny import flip, tiny_base, tiny_bert, tiny_squad
 
 CHECKPOINT_FILES = {
     "config.json",
@@ -140,6 +142,86 @@ def test_a_state_of_another_run_is_refused_and_a_damaged_one_named(tmp_path: Pat
         finetune.main(common)
 
 
+def test_a_run_goes_on_with_the_same_model_and_the_same_words_alone(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_bert(tmp_path / "base")
+    common = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+
+    def stops(*given: Any) -> TrainingBatch:
+        signal.raise_signal(signal.SIGTERM)
+        return to_batch(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "to_batch", stops)
+        assert finetune.main(common) == 143
+    for name, before, after in (("config.json", "1e-12", "1e-05"), ("tokenizer.json", '"q"', '"Q"')):
+        content = (base / name).read_text()
+        assert before in content
+        (base / name).write_text(content.replace(before, after))
+        with pytest.raises(TrainingError, match="other data, options or starting weights"):
+            finetune.main(common)
+        (base / name).write_text(content)
+    assert finetune.main(common) == 0
+
+
+def test_damaged_weights_are_refused(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    command = ["--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    assert student.main([str(base), "--layers", "2", "--out", str(tmp_path / "start")]) == 0
+    start = tmp_path / "start"
+    for name, before, after in (("config.json", '"n_heads": 2', '"n_heads": 4'), ("tokenizer.json", '"q"', '"Q"')):
+        content = (start / name).read_text()
+        assert before in content
+        (start / name).write_text(content.replace(before, after))
+        with pytest.raises(CorruptFolder, match=rf"start/{name} differs from what was saved: .* Copy the folder again from where it came from"):
+            finetune.main([str(start), *command])
+        (start / name).write_text(content)
+    flip(start / "model.safetensors")
+    for model in ([str(start)], [str(base), "--teacher", str(start)]):
+        with pytest.raises(CorruptFolder, match=r"start/model\.safetensors differs from what was saved"):
+            finetune.main([*model, *command])
+    weights = base / "model.safetensors"  # of a folder without a manifest
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(CorruptFolder, match=r"Expected a whole safetensors file at .*base/model\.safetensors, found"):
+        finetune.main([str(base), *command])
+    weights.write_bytes(whole + b"more")  # which the library alone notices
+    with pytest.raises(TrainingError, match=r"Expected model\.safetensors of a bert in .*base"):
+        finetune.main([str(base), *command])
+
+
+def test_questions_that_are_too_long_are_counted_apart(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(data.read_text())
+    paragraph = document["data"][0]["paragraphs"][0]
+    for entry in paragraph["qas"][:3]:
+        entry["question"] = "where " * 50
+    (tmp_path / "long.json").write_text(json.dumps(document))
+    base = tiny_bert(tmp_path / "base")
+    more = ["--unlabelled", str(tmp_path / "long.json"), "--teacher", str(base)]
+    assert finetune.main([str(base), "--data", str(tmp_path / "long.json"), *more, "--out", str(tmp_path / "out"), *SMALL]) == 0
+    assert "long.json: 3 questions left out: no token, or more than --max-question-tokens 40" in capsys.readouterr().err
+    sources = ModelFolder(tmp_path / "out").read_manifest().config["data"]
+    assert [(source["questions"], source["questions_left_out"]) for source in sources] == [(29, 3), (29, 3)]
+
+
+def test_runs_of_several_seeds_are_scored_on_the_same_questions(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    common = [str(base), "--data", f"{data}@0.1", "--dev", str(data), "--dev-limit", "7", "--learning-rate", "1e-12", *SMALL, "--epochs", "0.1"]
+    reports = []
+    for seed in ("0", "1", "2"):
+        assert finetune.main([*common, "--seed", seed, "--out", str(tmp_path / seed)]) == 0
+        reports.append(ModelFolder(tmp_path / seed).read_manifest().config["development"] | {"seconds": 0})
+    assert reports[0] == reports[1] == reports[2]  # of what is one and the same model
+
+
+def test_a_run_file_that_cannot_be_written_loses_nothing(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_bert(tmp_path / "base")
+    (tmp_path / "file").touch()
+    common = [str(base), "--data", f"{data}@0.1", "--out", str(tmp_path / "out"), "--run-file", str(tmp_path / "file" / "runs"), *SMALL]
+    with pytest.raises(TrainingError, match=r"Expected to write a run file to .*file/runs, found: .* The checkpoint in .*out is whole"):
+        finetune.main(common)
+    assert json.loads(capsys.readouterr().out) == ModelFolder(tmp_path / "out").read_manifest().config
+
+
 def test_a_finished_folder_is_not_overwritten(tmp_path: Path, data: Path) -> None:
     base = tiny_bert(tmp_path / "base")
     with pytest.raises(TrainingError, match="is not empty"):
@@ -163,6 +245,8 @@ def test_recipes_from_file_and_flags(tmp_path: Path) -> None:
     recipes.add_flags(parser, ReaderRecipe)
     recipe = recipes.from_arguments(parser.parse_args(["--recipe", str(file), "--epochs", "4"]), ReaderRecipe)
     assert (recipe.epochs, recipe.learning_rate, recipe.temperature) == (4.0, 5e-5, 2.0)
+    with pytest.raises(TrainingError, match=r"--beta1 must be below 1, found 1\.0; --beta2 must be below 1, found 1\.0"):
+        recipes.from_arguments(parser.parse_args(["--beta1", "1", "--beta2", "1"]), ReaderRecipe)
     with pytest.raises(TrainingError, match=r"--epochs must be above 0.*--precision must be bf16 or fp16 or fp32"):
         recipes.from_arguments(parser.parse_args(["--epochs", "-1", "--precision", "int3"]), ReaderRecipe)
     file.write_text("epoch = 3\nwarmup = 'no'\n")

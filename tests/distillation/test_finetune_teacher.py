@@ -65,13 +65,16 @@ def test_soft_targets_from_the_disk_are_those_of_the_teacher(
 def test_tinybert_intermediate_then_prediction(tmp_path: Path, data: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = tiny_distilbert(tmp_path / "start", hidden=16)
     flags = ["--teacher", str(teacher), "--dev", str(data)]
-    first = tune(start, data, tmp_path / "one", *flags, "--recipe", "tinybert_intermediate", "--learning-rate", "1e-3", "--log-every", "0")
+    ways = ["--log-every", "0", "--checkpoint-every", "1"]
+    first = tune(start, data, tmp_path / "one", *flags, "--recipe", "tinybert_intermediate", "--learning-rate", "1e-3", *ways)
     assert "layers: 0 from 1, 1 from 3" in (said := capsys.readouterr().err)
     assert "is not scored" in said
     assert set(first["losses"]) == {"loss", "loss_squad", "loss_hidden", "loss_attention"}
     log = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
-    assert not any("qa_outputs" in name or "projection" in name for name in load_file(tmp_path / "one" / "model.safetensors"))
+    (*_, numbered) = (tmp_path / "one").glob("checkpoint-*")
+    for folder in (tmp_path / "one", numbered):
+        assert not any("qa_outputs" in name or "projection" in name for name in load_file(folder / "model.safetensors"))
     second = tune(tmp_path / "one", data, tmp_path / "two", *flags, "--recipe", "tinybert_prediction")
     assert set(second["losses"]) == {"loss", "loss_ce", "loss_squad"}
     assert second["losses"]["loss"] == pytest.approx(second["losses"]["loss_ce"], abs=1e-4)

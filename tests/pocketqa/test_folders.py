@@ -19,6 +19,7 @@ from pocketqa.folders import Manifest, ModelFolder, atomic_folder, file_hashes, 
 from pocketqa.types import NoAnswer
 from pocketqa.weights import check_links, external_entries
 from tests.packaged import copy_of, model_folder
+from tests.tiny import flip
 
 
 def test_the_header_points_at_the_bytes_of_each_tensor(tmp_path):
@@ -116,6 +117,23 @@ def test_one_flipped_byte_refuses_to_start(tmp_path, name):
     (folder / name).write_bytes(data)
     with pytest.raises(CorruptFolder, match=name):
         Reader.open(folder, engine="onnxruntime")
+
+
+def test_what_a_training_reads_of_a_checkpoint_is_compared_with_its_manifest(tmp_path):
+    folder = ModelFolder(copy_of("bert", tmp_path / "model"))
+    for name in ("vocab.txt", "golden.json"):  # nothing is trained from them
+        flip(folder.path / name)
+    folder.graph.unlink()
+    folder.verify_checkpoint()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        flip(folder.path / name)
+        with pytest.raises(CorruptFolder, match=rf"{name} differs from what was saved: .*, or train it again"):
+            folder.verify_checkpoint()
+        flip(folder.path / name)
+    folder.verify_checkpoint()
+    flip(folder.weights)
+    folder.manifest.unlink()
+    folder.verify_checkpoint()  # another program's folder
 
 
 def test_a_flipped_byte_of_the_graph_refuses_to_start(tmp_path):

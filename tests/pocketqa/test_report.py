@@ -97,8 +97,8 @@ def test_scores_with_intervals_differences_and_origin(project):
         # two questions of 200 were lost: EM -1, F1 -0.8; a resample has neither in e^-2 of the cases, so the interval reaches zero
         assert "| -0.80 [" in fast and ", 0.00] |" in fast
         assert text.index("teacher `a") < text.index("student `b") < text.index("control `c")
-        assert "The teacher beats the control: its interval lies above zero (pytorch fp32, 200 questions of dev.json, paired; EM +20.00" in text
-        assert "The student beats the control" in text
+        assert "The teacher beats the control by F1: its interval lies above zero (pytorch fp32, 200 questions of dev.json, paired; EM +20.00" in text
+        assert "The student beats the control by F1" in text
         assert f"The student retains {100 * 76 / 84:.1f} % [" in text and "not quoted" not in text
     assert "| 200 | 75.00 [" in row(page.split("## Development split")[1], "student")
     assert "| 75.00 [" not in readme
@@ -110,7 +110,7 @@ def test_a_teacher_that_does_not_beat_the_control(project, teacher, words):
     folder = project(evaluation("teacher", teacher), evaluation("control", 60), evaluation("student", 55))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert f"The teacher does not beat the control: {words}" in page
+    assert f"The teacher does not beat the control by F1: {words}" in page
     assert "The student against the teacher: EM" in page and "Retention is not quoted" in page and "retains" not in page
 
 
@@ -153,7 +153,7 @@ def test_other_tables(project):
         target="ios16", precision="fp16", package_bytes=45_600_000, weight_bytes=45_000_000, specification_version=7, **ports
     )
     folder = project(
-        other("training", "student with teacher", runs.training_results(**recipe, best=best, outcome="Kept: | better by 1 F1.")),
+        other("training", "student with teacher", runs.training_results(**recipe, best=best)),
         other("training", "control run", runs.training_results(**recipe | {"loss": None, "seconds": 42}), roles=("control",)),
         other("latency", "latency", latency, roles=("teacher", "student")),
         other("load", "load", load, roles=("teacher", "student")),
@@ -162,13 +162,12 @@ def test_other_tables(project):
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
     training, latency_part = page.split("## Training")[1].split("## Latency")
-    assert "| 1,000 | 500 | 1,234,567 | 2 h 05 min | 1.2500 | 60.00 / 70.00 |" in row(training, "student with teacher")
+    assert "| 1,000 | 500 | 1,234,567 | 2 h 05 min | 1.2500 | 60.00 / 70.00 of 10 |" in row(training, "student with teacher")
     assert "| 42 s |  |  |" in row(training, "control run")
     assert "| 20.00 | 20.00 | 20.00 | 20.00 | ms |" in row(latency_part, "| teacher |")
     assert "student (openvino 2026.4, bf16, 2 threads)" in latency_part and "2.00 [1.90, 2.10] times" in latency_part
     assert "own questions, 1,200 requests, 0 failures, 31.3 requests a second" in latency_part
     assert "| ios16 | fp16 | 45.6 MB | 45.0 MB | 7 | input_ids: int32 (1, 128) | start_logits: float16 (1, 128) |" in row(page, "ios16")
-    assert "| Kept: \\| better by 1 F1. | 60.00 / 70.00 |" in row(page.split("## Experiments")[1], "student with teacher")
     assert "- no Mac here: the package was not run ([run file](runs/export-export-2026-02-02.json), 2026-02-02)" in page
     body = page.split("# Results")[1]
     assert all("2026-02-02.json]" in line for line in body.splitlines() if line.startswith("|") and "---" not in line and "measured |" not in line)
@@ -202,6 +201,64 @@ def test_check_finds_run_files_that_changed(project):
     report.main([])
     runs.write(evaluation("student", 70), folder / "runs")
     assert report.main(["--check"]) == 1
+
+
+def test_retention_takes_the_control_in_whatever_engine_it_was_measured(project):
+    everywhere = [evaluation(role, percent, engine) for role, percent in (("teacher", 80), ("student", 78)) for engine in ("onnxruntime", "openvino")]
+    folder = project(*everywhere, evaluation("control", 60, "openvino"))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "The teacher beats the control by F1: its interval lies above zero (openvino" in page
+    assert "The student retains 98.1 % [" in page and "Retention is not quoted" not in page
+
+
+EXPERIMENT = """
+[[experiments]]
+tried = "a longer | training"
+run = "{run}"
+without = "a short one"
+against = "{against}"
+kept = {kept}
+"""
+
+
+def test_experiments_are_listed_with_the_figures_of_their_run_files(project):
+    scored: JSON = {"questions": 1000, "steps": 500, "tokens": 1_234_567, "seconds": 7500.0, "loss": 1.25}
+    trained = [
+        other("training", name, runs.training_results(**scored, best=Scores(f1 - 10, f1, 10))) for name, f1 in (("long", 69.5), ("short", 70.0))
+    ]
+    folder = project(*trained, evaluation("student", 70, split="development"), evaluation("control", 60, split="development"))
+    names = {path.name.split("-2026")[0]: path.name for path in (folder / "runs").iterdir()}
+    entries = [
+        EXPERIMENT.format(run=names["training-long"], against=names["training-short"], kept="false"),
+        EXPERIMENT.format(
+            run=names["evaluation-student-pytorch-fp32-development"], against=names["evaluation-control-pytorch-fp32-development"], kept="true"
+        ),
+    ]
+    (folder / "experiments.toml").write_text("".join(entries), encoding="utf-8")
+    report.main([])
+    log = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Experiments")[1].split("## ")[0]
+    failed, kept = [line for line in log.splitlines() if line.startswith("| a longer")]
+    assert failed.startswith(
+        "| a longer \\| training | 59.50 / 69.50 of 10 | a short one | 60.00 / 70.00 of 10 | -0.50 | no | [run file](runs/training-long"
+    )
+    assert "| +8.00 [" in kept and "| yes | [run file](runs/evaluation-student" in kept
+    assert report.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[experiments]]\ntried = 1\nmore = 2\n", "without is missing.*unknown entry 'more'.*tried must be str"),
+        ("[[experiments]", "Expected a TOML file of experiments"),
+        (EXPERIMENT.format(run="a.json", against="b.json", kept="true"), "run files that are not there: a.json, b.json"),
+    ],
+)
+def test_a_wrong_list_of_experiments_is_an_error(project, text, words):
+    folder = project(evaluation("teacher", 80))
+    (folder / "experiments.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        report.main([])
 
 
 def test_output_is_the_same_every_time_and_from_elsewhere(project, tmp_path, monkeypatch):
@@ -347,7 +404,7 @@ def test_what_was_not_checked_is_said_once(project):
     folder = project(first, second)
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Not checked")[1]
-    assert page.count("the Neural Engine") == 1 and page.count("[run file]") == 2
+    assert page.count("the Neural Engine") == 1 and page.count("[run file]") == 1 and "2026-03-01, and 1 more)" in page
 
 
 def test_a_page_elsewhere_does_not_tell_of_this_machine(project, tmp_path):
@@ -368,3 +425,12 @@ def test_the_time_of_a_question_is_that_of_the_full_race_on_the_fewest_threads()
     for order in (races, races[::-1]):
         times = mobile_tables.question_times({run.name: run for run in order}, lambda name, _: name)
         assert times == {(mobile_runs.SHA["student"], "onnxruntime", "fp32"): "20.0 / 28.0 on 1 thread, full"}
+
+
+def test_the_time_of_a_question_on_a_busy_machine_is_called_so_and_a_quiet_one_goes_before():
+    crowded = mobile_runs.race("crowded", (("student", "onnxruntime fp32", 90.0),), busy=True)
+    [cell] = mobile_tables.question_times({"crowded": crowded}, lambda name, _: name).values()
+    assert cell == "90.0 / 126.0 on 1 thread of a busy machine, crowded"
+    older = replace(mobile_runs.race("quiet", (("student", "onnxruntime fp32", 20.0),)), created="2020-01-01T00:00:00Z")
+    [cell] = mobile_tables.question_times({"quiet": older, "crowded": crowded}, lambda name, _: name).values()
+    assert cell == "20.0 / 28.0 on 1 thread, quiet"

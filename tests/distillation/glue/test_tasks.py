@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoTokenizer
 
 from distillation.glue import task_data, task_metrics, task_model, tasks
@@ -19,7 +20,7 @@ from distillation.glue.classification import TASKS, TextExample, task_named
 from distillation.glue.task_recipe import TaskRecipe
 from pocketqa.errors import DataError, OptionsError, TrainingError
 from pocketqa.task_scores import SIX
-from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
+from tests.tiny import tiny_base, tiny_bert, tiny_distilbert, tiny_mobilebert
 
 REAL_COUNTS = {
     "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "rte": (2490, 277), "wnli": (635, 71),
@@ -228,6 +229,8 @@ def test_heads_of_other_tasks_are_dropped_with_a_word(tmp_path: Path, folder: Pa
     model, said = load(tiny_distilbert(tmp_path / "distilbert"), "stsb")
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert any("pre_classifier" in line for line in said)
+    model, said = load(tiny_mobilebert(tmp_path / "mobilebert"), "rte")
+    assert any("mobilebert.pooler" in line for line in said)
     model, said = load(tiny_base(tmp_path / "base"), "cola")
     assert not any("pooler" in line for line in said)  # a trained pooler is kept
     model.save_pretrained(tmp_path / "trained")
@@ -274,6 +277,13 @@ def test_a_teachers_outputs_are_kept_and_checked(tmp_path: Path) -> None:
     for key, times in (("a", 1), ("a", 1), ("b", 2)):
         assert task_model.kept_outputs(path, key, make).tolist() == [[0, 1], [2, 3], [4, 5]]
         assert len(calls) == times
-    path.write_bytes(path.read_bytes()[:40])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # 5 becomes another number, a finite one
+    with pytest.raises(TrainingError, match=r"teacher\.safetensors is damaged: expected outputs of sha256 .*Delete it"):
+        task_model.kept_outputs(path, "b", make)
+    path.write_bytes(whole[:40])
     with pytest.raises(TrainingError, match=r"teacher\.safetensors is damaged"):
         task_model.kept_outputs(path, "b", make)
+    path.write_bytes(save({"outputs": torch.zeros(3, 2)}, metadata={"key": "b"}))  # of a version that kept no hash
+    assert task_model.kept_outputs(path, "b", make).tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert len(calls) == 3

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,12 @@ def test_a_killed_write_leaves_none(tmp_path: Path, source: Path, windows: list[
     (folder,) = tmp_path.glob("teacher-*")
     leftover = folder.with_name(f".{folder.name}.abc.partial")  # of a process that could not clean up
     folder.rename(leftover)
+    open_cache(tmp_path, source, windows, load(source))
+    assert leftover.exists()  # so young that another process may be writing it
+    old = time.time() - 3600
+    for path in (leftover, *leftover.iterdir()):
+        os.utime(path, (old, old))
+    shutil.rmtree(folder)
     open_cache(tmp_path, source, windows, load(source))
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 

@@ -126,8 +126,21 @@ def test_a_limit_ends_the_reading(model: Path, tmp_path: Path) -> None:
     path.write_text("\n\n".join(["w1 w2 w3"] * 3000))
     whole, part = open_text(model, tmp_path, path), open_text(model, tmp_path, path, limit=1000)
     assert whole.tokens == 12000
-    assert 1000 <= part.tokens < 5000
+    assert part.tokens == 1000
     assert whole.key != part.key
+    assert open_text(model, tmp_path, path, limit=1003).tokens == 1000  # the next document would have a fourth token
+
+
+def test_a_limit_may_fall_into_a_document_and_ends_the_other_files_too(model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("w1 w2 w3 w4\nw5 w6 w7\nw8\n")
+    second.write_text("w9\n")
+    corpus = open_text(model, tmp_path, first, second, limit=8, min_tokens=3)
+    assert corpus.row(0)[1:-1].tolist() == [FIRST + n for n in (1, 2, 3, 4, 5, 6, 7)]
+    assert (corpus.tokens, [source["tokens"] for source in corpus.sources]) == (8, [8, 0])
+    assert open_text(model, tmp_path, first, second, limit=7, min_tokens=3).tokens == 5
+    with pytest.raises(DataError, match="Expected a first paragraph of fewer than --corpus-tokens 4 tokens, found a longer one"):
+        open_text(model, tmp_path, first, second, limit=4)
 
 
 def test_the_cache_is_used_again_and_keyed_by_text_and_vocabulary(model: Path, tmp_path: Path) -> None:

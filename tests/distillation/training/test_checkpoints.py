@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 from distillation.training import checkpoints
 from pocketqa.errors import TrainingError
 from pocketqa.folders import ModelFolder, sha256_file
-from tests.tiny import tiny_bert
+from tests.tiny import flip, tiny_bert
 
 
 def tiny_lm(seed: int = 0) -> Any:
@@ -176,3 +178,53 @@ def test_starts_are_left_whole(tmp_path: Path) -> None:
     assert "bert.embeddings.word_embeddings.weight" in load_file(tmp_path / "start" / "model.safetensors")
     with pytest.raises(TrainingError, match="is not empty"):
         checkpoints.save_start(model, str(source), tmp_path / "start", {})
+
+
+def test_a_start_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_bert(tmp_path / "source")
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_manifest", full)
+    with pytest.raises(TrainingError, match=r"Expected to write to .*start, found: .*No space left on device.*make room there"):
+        checkpoints.save_start(tiny_lm(), str(source), tmp_path / "start", {"step": "student"})
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_weights_in_several_files_are_named_by_all_of_them(tmp_path: Path) -> None:
+    tiny_lm().save_pretrained(tmp_path / "a", max_shard_size="2KB")
+    assert len(checkpoints.weight_files(str(tmp_path / "a"))) > 1
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first = checkpoints.weights_hash(str(tmp_path / "a"))
+    assert first == checkpoints.weights_hash(str(tmp_path / "b"))
+    for shard in checkpoints.weight_files(str(tmp_path / "b")):
+        flip(shard)
+        assert checkpoints.weights_hash(str(tmp_path / "b")) != first
+        flip(shard)
+    tiny_lm().save_pretrained(tmp_path / "one")
+    assert checkpoints.weights_hash(str(tmp_path / "one")) == sha256_file(tmp_path / "one" / "model.safetensors")
+
+
+def test_a_configuration_counts_in_the_key_and_not_in_the_name_of_a_model(tmp_path: Path) -> None:
+    tiny_lm().save_pretrained(tmp_path)
+    names, keys = set(), set()
+    for epsilon in ("1e-12", "1e-05"):
+        (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("1e-12", epsilon))
+        names.add(checkpoints.weights_hash(str(tmp_path)))
+        keys.add(checkpoints.model_key(str(tmp_path)))
+    assert (len(names), len(keys)) == (1, 2)
+
+
+def test_a_model_of_the_hub_is_named_by_the_commit_that_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found = [checkpoints.weights_hash("owner/name")]
+    for commit in ("a" * 40, "b" * 40):
+        cache = tmp_path / "models--owner--name"
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "snapshots" / commit / "config.json").write_text("{}")
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text(commit)
+        found.append(checkpoints.weights_hash("owner/name"))
+    assert len(set(found)) == 3
+    assert len(set(map(checkpoints.model_key, ("owner/name", "owner/other", "no/name/of/a/model")))) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def lines(made: JSON) -> list[str]:
 
 def test_tables_of_a_race() -> None:
     text = "\n".join(lines(results()))
-    assert "student `bbbbbbbbbbbb`: closed loop, 40 questions. Servers on 1 and client on 1 cores of their own. [service.json]" in text
+    assert text.startswith("On a processor, 2026-03-01. student `bbbbbbbbbbbb`: closed loop, 40 questions. Servers on 1 and client on 1 cores")
     assert "| 80.50 | 97.5 % | 99.70 [99.50, 99.90] % | 0 |" in text
     assert "| 1 | PocketQA | 10.00 ms | 20.00 ms | 100.00 [90.00, 110.00] | 70.00 | 80.50 | 97.5 % |  | 0 | 98% | 20% |" in text
     assert "| 32 | B | 1.20 [1.10, 1.30] | 1.20 [1.10, 1.30] | 1.20 [1.10, 1.30] |" in text
@@ -75,6 +76,15 @@ def test_tables_of_a_race() -> None:
     assert "of the 2.000 TFLOP/s that products of large bf16 matrices have on the servers' cores (fp32: 0.200): PocketQA 1.000 TFLOP/s (50%)." in text
     assert "PocketQA 900 MiB, B 700 MiB" in text
     assert "Busy" not in text
+
+
+def test_the_newest_race_comes_first_and_one_round_has_no_interval() -> None:
+    once = point(1, "PocketQA") | {"rate": Interval(100.0, 100.0, 100.0).to_json()}
+    new = replace(run(results() | {"points": [once]}), created="2026-03-02T00:00:00Z")
+    text = service_lines({"old.json": run(results()), "young.json": new}, lambda name, _: f"[{name}]")
+    assert text[0].endswith("[young.json]")
+    first = "\n".join(text).partition("[old.json]")[0]
+    assert "| 1 | PocketQA | 10.00 ms | 20.00 ms | 100.00 | 70.00 |" in first
 
 
 def test_what_was_wanted_is_judged_against_the_better_of_the_plain_servers() -> None:

@@ -87,7 +87,7 @@ def test_trainings_stand_by_stage(tmp_path: Path) -> None:
     assert training.index("Masked-language modelling:") < training.index("Distillation on text:") < training.index("Fine-tuning:")
     assert "| 1,000 | 500 | 1,200,000 | 10 min 00 s | 2,000 | 2.5000 | 2.4000, perplexity 11.02 |" in row(training, "teacher head")
     assert "| 2,000 | ce 1.2500, cos 0.1250 |  |" in row(training, "triple")
-    assert "| 60.00 / 70.00 |" in row(training, "reader")
+    assert "| reader (student) `bbbbbbbbbbbb` |" in row(training, "reader") and "| 60.00 / 70.00 of 10" in row(training, "reader")
 
 
 def test_a_training_has_a_known_stage() -> None:
@@ -135,6 +135,14 @@ def test_an_ablation_beside_the_paper(tmp_path: Path) -> None:
     assert "- the paper's measure is another" in text
 
 
+def test_an_ablation_with_a_teacher_among_its_rows_says_what_is_retained(tmp_path: Path) -> None:
+    kept = Interval(98.25, 97.5, 99.0).to_json()
+    rows = [ablation_row("full") | {"retention": kept}, ablation_row("the teacher", 1.2, f1=71.2) | {"retention": None}]
+    text = page(tmp_path, made("ablation", "controls", runs.ablation_results("F1 on 40 questions", "full", rows))).split("## Ablation")[1]
+    assert "| the paper's difference, GLUE | percent of the teacher's F1 [95 %] |" in text
+    assert "| 70.00, 71.00 |  | 98.2 [97.5, 99.0] |" in row(text, "row full") and row(text, "row the teacher").endswith("|  |  |")
+
+
 def test_an_ablation_is_checked() -> None:
     with pytest.raises(OptionsError, match="paper missing"):
         runs.ablation_results("x", "full", [{key: value for key, value in ablation_row("full").items() if key != "paper"}])
@@ -143,11 +151,13 @@ def test_an_ablation_is_checked() -> None:
 
 
 def test_the_speed_of_training(tmp_path: Path) -> None:
-    text = page(tmp_path, speed(busy=True, load={"reasons": ["others computed"]})).split("## Training speed")[1]
+    text = page(tmp_path, speed(busy=True, load={"reasons": ["others computed"]}, loss_difference_absolute={"bf16": 3e-3, "fp32": 2e-6})).split(
+        "## Training speed"
+    )[1]
     assert "plain: 1000.00 [990.00, 1010.00] tokens a second; pocketqa: 1450.00 [1400.00, 1500.00] tokens a second; 1.45 [1.40, 1.50] times." in text
     assert "| projection of masked positions | 1,500 | 1.50 [1.40, 1.60] |" in text
     assert "- Reached: 0.900 TFLOP/s, 45 % of the 2.000 TFLOP/s" in text
-    assert "differ by at most 2.0e-04" in text
+    assert "differ by at most 2.0e-04 of the loss (3.0e-03 in bf16, 2.0e-06 in fp32)." in text
     assert "- Busy machine, so its times are not to be trusted: others computed" in text
     with pytest.raises(OptionsError, match="Row 1 of a waterfall needs ratio"):
         runs.training_speed_results("x", {}, Interval(1, 1, 1), [{"step": "a", "tokens_per_second": 1}, {"step": "b", "tokens_per_second": 1}])
