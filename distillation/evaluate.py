@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from distillation.questions.harder import auroc, refusals, whole_articles
 from pocketqa import metrics, squad
-from pocketqa.errors import OptionsError
+from pocketqa.errors import DataError, OptionsError
 from pocketqa.evaluation import Predictions, evaluation_windows, open_reader, predict, read_predictions
 from pocketqa.reader import Reader
-from pocketqa.runs import SPLITS, DataFile, Subject, evaluation_results, mean_interval, new_run, write
+from pocketqa.runs import SPLITS, DataFile, Subject, check_target, evaluation_results, mean_interval, new_run, write
 from pocketqa.types import JSON, QAExample, Scores, SpanOptions, WindowOptions
 
 
@@ -51,6 +51,10 @@ def main(argv: list[str]) -> int:
         )
     if given.out and not Path(given.out).absolute().parent.is_dir():
         raise OptionsError(f"Expected a folder for --out at {Path(given.out).parent}, found none. Make it first.")
+    if given.out and Path(given.out).is_dir():
+        raise OptionsError(f"Expected to write a file at {given.out}, found a folder. Name a file with --out.")
+    if given.run_file:
+        check_target(given.run_file)
     examples = squad.load(given.data, given.limit, given.seed)
     if given.whole_articles:
         examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)
@@ -65,8 +69,6 @@ def main(argv: list[str]) -> int:
     predicted = predict(reader, examples, window_options, span_options, progress=not given.json)
     exact, overlap = metrics.per_question(predicted.texts, examples)
     scores = metrics.summarise(exact, overlap, examples)
-    if given.out:
-        Path(given.out).write_text(json.dumps(predicted.texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     extra: JSON = {
         "data": Path(given.data).name,
         "model": reader.name,
@@ -78,9 +80,13 @@ def main(argv: list[str]) -> int:
     }
     if given.wrong_paragraphs:
         extra["no_answer"] = _no_answer(reader, examples, predicted, overlap, given.seed, window_options, span_options)
-    if given.run_file:
-        extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted, extra.get("no_answer"))
-    _print(scores, extra, given.json)
+    try:
+        if given.out:
+            _write_predictions(Path(given.out), predicted)
+        if given.run_file:
+            extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted, extra.get("no_answer"))
+    finally:  # scores that took an hour are told in any case
+        _print(scores, extra, given.json)
     return 0
 
 
@@ -152,6 +158,13 @@ def best_threshold(answerable: NDArray[np.float32], f1: NDArray[np.float64], una
     return float((ordered[best] + ordered[best + 1]) / 2), float(totals[best])
 
 
+def _write_predictions(path: Path, predicted: Predictions) -> None:
+    try:
+        path.write_text(json.dumps(predicted.texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"Expected to write the predictions to {path}, but it cannot be written: {error.strerror}. Name another --out.") from None
+
+
 def _write_run(
     given: argparse.Namespace,
     argv: list[str],
@@ -183,7 +196,7 @@ def _intervals(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Se
 
 
 def _groups(examples: Sequence[QAExample]) -> list[str]:
-    """What intervals resample: articles, or passages where articles have no title."""
+    """What intervals resample: articles, or passages where articles have no title (where there is one alone, they resample questions)."""
     return [example.title or example.context for example in examples]
 
 
@@ -211,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--whole-articles", action="store_true", help="ask each question of all paragraphs of its article, joined")
     parser.add_argument("--wrong-paragraphs", action="store_true", help="also put the questions to paragraphs that do not answer them")
     parser.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino or pytorch (default auto)")
-    parser.add_argument("--precision", help="bf16 or fp32 where the engine offers a choice")
+    parser.add_argument("--precision", help="fp32, bf16 or int8 where the engine offers a choice; int8 needs a form of the folder")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
     parser.add_argument("--max-tokens", type=int, default=384, metavar="N", help="tokens of a window (default 384)")
     parser.add_argument("--doc-stride", type=int, default=128, metavar="N", help="overlap of windows (default 128)")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mobile_export.timing.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
 from mobile_export.timing.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here
-from mobile_export.timing.latency import race_results, read_latency
+from mobile_export.timing.latency import mode_rules, race_results, read_latency, why_not_valid
 from mobile_export.timing.latency_text import race_lines, size_lines, threads_text
 from mobile_export.timing.machine_load import load_average
 from mobile_export.timing.single_stream import race
@@ -36,7 +36,7 @@ NO_PHONE = "phones: this is the CPU of a server or desktop machine"
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; returns the exit status: 1 where a race was interrupted.  Raises PocketQAError."""
+    """Run the verb; returns the exit status: 1 where a race was interrupted, or a checked file is not valid under its mode.  Raises PocketQAError."""
     arguments = parse(argv)
     if arguments.check:
         return _check_file(arguments.check, arguments.json)
@@ -162,12 +162,15 @@ def _workloads(name: str, arguments: argparse.Namespace, contestants: Sequence[C
 
 def _check_file(path: str, as_json: bool) -> int:
     run = read_latency(path)
-    device, rules = run.results["device"], run.results["rules"]
+    device, mode, problems = run.results["device"], run.results["mode"], why_not_valid(run.results)
     if as_json:
+        rules = run.results["rules"] | {"valid": not problems, "problems": problems}
         print(json.dumps({"name": run.name, "device": device, "timings": run.results["timings"], "rules": rules}))
-        return 0
+        return int(bool(problems))
     print(f"{path}: a latency of kind {device['kind']}, {device['name']}, {device['os']}, compute unit {device['compute_unit']}")
-    print(f"{'valid' if rules['valid'] else 'not valid'} under {rules['queries']} queries and {rules['seconds']} s, {run.results['mode']}")
+    asked = mode_rules(mode)
+    state = f"NOT VALID: {'; '.join(problems)}" if problems else "valid"
+    print(f"{mode}, at least {asked.queries:,} queries and {asked.seconds:.0f} s: {state}")
     for label, timing in run.results["timings"].items():
         print(f"  {label}: p90 {timing['p90']:.2f} {timing['unit']}, p50 {timing['p50']:.2f}")
-    return 0
+    return int(bool(problems))

@@ -238,11 +238,17 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _check_bundle(bundle: Bundle, given: argparse.Namespace) -> None:
-    """Raises OptionsError where the bundle, its target, or the two schemes do not go together."""
+    """Raises OptionsError where the bundle, its target, the two schemes, or the place of the result do not go together."""
     if bundle.format != PROGRAM.format or bundle.scheme != "fp16":
         raise OptionsError(
             f"Expected a Core ML bundle of scheme fp16, found {bundle.scheme} ({bundle.format}) at {bundle.path}. Compress the bundle that "
             f"`pocketqa export` wrote; a bundle for executorch takes its scheme there: pocketqa export MODEL --target executorch --scheme int8."
+        )
+    source, out = bundle.path.resolve(), Path(given.out)
+    if out.exists() and any(out.samefile(folder) for folder in (source, *source.parents)):
+        raise OptionsError(
+            f"Expected --out to be another folder than the bundle, which the result is measured against, found {out} for {bundle.path}. "
+            "Choose another --out."
         )
     form = check_scheme(bundle.target, given.scheme)
     if form == NETWORK and given.embeddings:

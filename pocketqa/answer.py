@@ -18,6 +18,7 @@ blocks of lines out to a Ray cluster, or to the cores of this machine; its machi
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 import unicodedata
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pocketqa.errors import IncompleteFolder, InputError, OptionsError, TextError
+from pocketqa.folders import not_a_folder
 from pocketqa.reader import Reader
 from pocketqa.runtimes import ENGINES
 from pocketqa.types import JSON, Answer, Result, SpanOptions
@@ -56,9 +58,9 @@ def main(argv: list[str]) -> int:
     reader = Reader.open(find_model(arguments.model), engine=arguments.engine, threads=arguments.threads)
     result = reader.answer(arguments.question, [passage.text for passage in passages], span_options=options)
     if arguments.json:
-        _print(json.dumps(as_json(arguments.question, passages, reader, result), ensure_ascii=False, indent=2))
+        show_json(as_json(arguments.question, passages, reader, result))
     else:
-        _print("\n".join(as_lines(passages, reader, result)))
+        show("\n".join(as_lines(passages, reader, result)))
     return 0
 
 
@@ -99,8 +101,7 @@ def find_model(given: Path | None) -> Path:
     """The model folder named, or the bundled student: in the working directory, else beside the package in a checkout."""
     beside = Path(__file__).resolve().parent.parent / DEFAULT_MODEL
     folder = given or (beside if beside.is_dir() and not DEFAULT_MODEL.is_dir() else DEFAULT_MODEL)
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+    if (found := not_a_folder(folder)) is not None:
         raise IncompleteFolder(
             f"Expected a model folder at {folder}, found {found}. The repository carries models/student and models/teacher: run from a "
             "checkout or name one with --model DIR. To make one from any BERT, DistilBERT or MobileBERT question-answering checkpoint: "
@@ -165,6 +166,21 @@ def one_line(text: str) -> str:
     return "".join(" " if letter.isspace() else "\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text)
 
 
+def show(text: str) -> None:
+    """Print, with escapes for letters that standard output does not have: those of a passage or of a file's name."""
+    encoding = _encoding()
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding))
+
+
+def show_json(document: JSON) -> None:
+    """Print one JSON document, with JSON's own escapes where standard output may not have all letters."""
+    show(json.dumps(document, ensure_ascii=codecs.lookup(_encoding()).name != "utf-8", indent=2))
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
 def _check_way(arguments: argparse.Namespace) -> None:
     """One question or a file of them.  Raises OptionsError for a mixture."""
     bulk = arguments.jsonl is not None
@@ -207,11 +223,6 @@ def _read_file(name: str) -> str:
         return decode_utf8(Path(name).read_bytes(), name)
     except OSError as error:
         raise InputError(f"Expected a text file at {name}, but it cannot be read: {error.strerror}.") from None
-
-
-def _print(text: str) -> None:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, errors="backslashreplace").decode(encoding))  # a terminal may not have every letter of a passage
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,10 +11,11 @@ A folder is whole when its manifest is there, because the manifest is written la
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -146,14 +147,14 @@ class ModelFolder:
 
     def check(self) -> Manifest:
         """The manifest of a folder that has all its files.  Raises IncompleteFolder that lists what is missing and how to make it."""
-        if not self.path.is_dir():
-            found = "a file" if self.path.exists() else "nothing"
+        if (found := not_a_folder(self.path)) is not None:
             raise IncompleteFolder(
                 f"Expected a model folder at {self.path}, found {found}. Make one with: pocketqa package CHECKPOINT --out {self._quoted}"
             )
-        if missing := self.missing():
-            raise IncompleteFolder(f"{self.path} is not a whole model folder: {', '.join(missing)} missing. {self._remedy(missing)}")
-        return self.read_manifest()
+        with _readable(self.path):
+            if missing := self.missing():
+                raise IncompleteFolder(f"{self.path} is not a whole model folder: {', '.join(missing)} missing. {self._remedy(missing)}")
+            return self.read_manifest()
 
     def check_graph(self) -> None:
         """Raises StaleGraph where model.onnx no longer points at the right places of model.safetensors."""
@@ -200,6 +201,24 @@ class ModelFolder:
         return f"Copy it again from where it came from, or make it with: pocketqa package CHECKPOINT --out {self._quoted} --force"
 
 
+def not_a_folder(path: Path) -> str | None:
+    """What is found in place of a folder, in words; None where there is one."""
+    try:
+        return None if path.is_dir() else "a file" if path.exists() else "nothing"
+    except OSError as error:
+        return f"that it cannot be read ({error.strerror})"
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raises CorruptFolder where the system does not let a file be read."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename} cannot be read: {error.strerror}"
+        raise CorruptFolder(f"Expected to read all of {folder}, but {problem}. See who may read it, or copy the folder again.") from None
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of a file in hex."""
     with path.open("rb") as file:
@@ -208,7 +227,8 @@ def sha256_file(path: Path) -> str:
 
 def _check_hash(file: Path, expected: str, made: str, otherwise: str) -> None:
     """Raise CorruptFolder where a file is not what was `made`; otherwise: what to do but to copy it again."""
-    found = sha256_file(file)
+    with _readable(file.parent):
+        found = sha256_file(file)
     if found != expected:
         raise CorruptFolder(
             f"{file} differs from what was {made}: expected sha256 {expected[:SHORT_HASH]}..., found {found[:SHORT_HASH]}.... "

@@ -81,7 +81,10 @@ def main(argv: list[str]) -> int:
         print(f"{' and '.join(str(path) for path, _ in wanted)} {'agrees' if len(wanted) == 1 else 'agree'} with {len(runs)} run files.")
         return 0
     for path, text in wanted:
-        path.write_text(text, encoding="utf-8", newline="\n")
+        try:
+            path.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise DataError(f"Expected to write {path}, but it cannot be written: {error.strerror}. Make its folder, or name another file.") from None
         print(f"Wrote {path} from {len(runs)} run files.")
     if arguments.html:
         write_html(runs, claims, experiments, arguments.runs, arguments.html)

@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketqa.errors import DataError, OptionsError
-from pocketqa.statistics import LEVEL, RESAMPLES, Groups, Interval, TimingSummary, mean_interval, percentile_interval, resampled_means
+from pocketqa.statistics import (
+    LEVEL,
+    RESAMPLES,
+    Groups,
+    Interval,
+    TimingSummary,
+    count_groups,
+    mean_interval,
+    percentile_interval,
+    resampled_means,
+)
 from pocketqa.types import JSON, RuntimeInfo, Scores
 
 F1_STEPS = 250  # an F1 of 0, 1, 1/2 or 2/5 stays exact
@@ -75,7 +85,7 @@ class Comparison:
 def evaluation_results(scores: Scores, exact: Values, f1: Values, ids: Sequence[str], groups: Groups | None = None) -> JSON:
     """Results of kind "evaluation" from the scores (percent) and the values of each question (N,), 0 to 1, in the order of the data file.
 
-    groups: what intervals resample (the article or passage of each question); None takes the questions themselves.
+    groups: what intervals resample (the article or passage of each question); None, or one group alone, takes the questions themselves.
     Raises OptionsError when the parts contradict each other.
     """
     if not len(exact) == len(f1) == len(ids) == scores.count:
@@ -90,7 +100,7 @@ def evaluation_results(scores: Scores, exact: Values, f1: Values, ids: Sequence[
             "f1": mean_interval(f1, groups).scaled(100).to_json(),
             "level": LEVEL,
             "resamples": RESAMPLES,
-            "resampled": "questions" if groups is None else f"{len(np.unique(np.asarray(groups)))} groups of questions",
+            "resampled": "questions" if groups is None or count_groups(groups) < 2 else f"{count_groups(groups)} groups of questions",
         },
         "by_question_word": {name: _scores_json(part) for name, part in scores.by_question_word.items()},
         "by_answer_words": {name: _scores_json(part) for name, part in scores.by_answer_words.items()},
@@ -265,7 +275,7 @@ def per_question(results: JSON, name: str = "run file") -> PerQuestion:
 
 
 def compare_results(first: JSON, second: JSON, names: tuple[str, str] = ("first", "second")) -> Comparison:
-    """Paired comparison of two evaluations of the same questions; resamples the groups where both have the same, else the questions.
+    """Paired comparison of two evaluations of the same questions; resamples the groups where both have the same two or more, else the questions.
 
     Raises DataError when the questions differ.
     """

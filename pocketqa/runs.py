@@ -67,6 +67,7 @@ __all__ = [
     "TaskComparison",
     "TimingSummary",
     "ablation_results",
+    "check_target",
     "classification_results",
     "command_line",
     "compare",
@@ -106,6 +107,8 @@ SCHEMA = 1
 MAX_BYTES = 100_000
 KINDS = tuple(REQUIRED)
 SPLITS = ("squad-dev", "development", "training", "out-of-domain", "samples", "other")
+
+PLACES = "Name a folder, or a file that ends in .json."
 
 _PATH = re.compile(r"(?<![\w.:/~+-])(?:~|/[\w.@+-]+|[A-Za-z]:\\[\w.-]+)(?:[/\\][\w.@+-]+)+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
@@ -208,7 +211,7 @@ def write(run: RunFile, path: str | Path) -> Path:
     """Write a run file, pretty and sorted, all at once; `path` is a file name ending in .json, or a folder in which it gets its own name.
 
     In a folder, the same command's run of the same day is replaced, and another's is not: the name then gets a number.
-    Raises DataError for numbers that are not finite, more than 100 kB, or paths of this machine anywhere in it.
+    Raises DataError for numbers that are not finite, more than 100 kB, paths of this machine anywhere in it, or a place that cannot be written to.
     """
     target = Path(path)
     if target.suffix != ".json":
@@ -219,9 +222,22 @@ def write(run: RunFile, path: str | Path) -> Path:
     size = len(text.encode())
     if size > MAX_BYTES:
         raise DataError(f"{target.name}: a run file may have {MAX_BYTES} bytes, this one has {size}. Store summaries in place of single values.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, text)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text)
+    except OSError as error:
+        raise DataError(f"Expected to write a run file at {target}, but it cannot be written: {error.strerror}. {PLACES}") from None
     return target
+
+
+def check_target(path: str | Path) -> None:
+    """Asked before the work begins.  Raises DataError where `write` would find a file in place of its folder, or a folder in place of its file."""
+    target = Path(path)
+    folder = target.parent if target.suffix == ".json" else target
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise DataError(f"Expected to write a run file to the folder {folder}, found a file. {PLACES}")
+    if target.suffix == ".json" and os.path.isdir(target):
+        raise DataError(f"Expected to write a run file at {target}, found a folder. {PLACES}")
 
 
 def _own_place(path: Path, command: str) -> Path:

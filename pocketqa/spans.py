@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from pocketqa.features import Encoded, padded_flags
 from pocketqa.types import Answer, Floats, NoAnswer, Request, Result, SpanLogits, SpanOptions, StageTimings, Window
 
 ZERO_WIDTH_JOINER = "\u200d"
+FIRST_MARK = "\u0300"  # of all that joins: letters of most texts need no look into Unicode's tables
+WINDOWS_AT_ONCE = 8  # of one array z: temporaries stay below a megabyte, and short passages are not padded to a long one far from them
 
 
 def decode(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None, no_answer: NoAnswer | None = None) -> list[Result]:
@@ -77,44 +80,64 @@ def span_scores(windows: tuple[Window, ...], start: Floats, end: Floats, max_ans
 def _decode_request(
     request: Request, windows: tuple[Window, ...], start: Floats, end: Floats, options: SpanOptions, threshold: float | None
 ) -> tuple[Answer, ...]:
-    z = span_scores(windows, start, end, options.max_answer_tokens)
+    chunks = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(windows), WINDOWS_AT_ONCE)]
+    scores = [span_scores(windows[chunk], start[chunk], end[chunk], options.max_answer_tokens) for chunk in chunks]
     null = -np.inf if threshold is None else float((start[:, 0].astype(np.float64) + end[:, 0]).min()) - threshold
-    top = max(float(z.max()), null)
-    log_total = top + np.log(np.exp(z - top).sum() + np.exp(null - top))
-    answers = _best_spans(request, windows, z, options, log_total)
+    top = max(null, *(float(z.max()) for z in scores))
+    log_total = top + np.log(sum(_sum_exp(z, top) for z in scores) + np.exp(null - top))
+    answers = _best_spans(request, windows, scores, options, log_total)
     if threshold is not None:
         answers.append(Answer("", 0, 0, float(np.exp(null - log_total)), is_no_answer=True))
         answers.sort(key=lambda answer: -answer.score)  # stable: a span wins a tie
     return tuple(answers[: options.top_k])
 
 
-def _best_spans(request: Request, windows: tuple[Window, ...], z: NDArray[np.float64], options: SpanOptions, log_total: float) -> list[Answer]:
-    """The top_k spans by score (in ties the first in the passages, then the shortest); looks at more candidates until enough are distinct."""
-    flat = z.ravel()
-    admissible = int(np.isfinite(flat).sum())
+def _best_spans(
+    request: Request, windows: tuple[Window, ...], scores: Sequence[NDArray[np.float64]], options: SpanOptions, log_total: float
+) -> list[Answer]:
+    """The top_k spans by score (in ties the first in the passages, then the shortest); looks at more candidates until enough are distinct.
+
+    scores: z of WINDOWS_AT_ONCE windows each.
+    """
     wanted = 1 if options.top_k == 1 else 32 * options.top_k
     while True:
-        wanted = min(wanted, admissible)
         # All that tie with the last one wanted are looked at too: bf16 logits have few digits, and the best answer must not depend on top_k.
-        least = flat.max() if wanted == 1 else np.partition(flat, len(flat) - wanted)[len(flat) - wanted]
-        chosen = _distinct(request, windows, z, np.flatnonzero(flat >= least), options, log_total)
-        if len(chosen) == options.top_k or wanted == admissible:
+        least = max(float(z.max()) for z in scores) if wanted == 1 else _least_of(scores, wanted)
+        chosen = _distinct(request, windows, scores, least, options, log_total)
+        if len(chosen) == options.top_k or wanted >= sum(np.count_nonzero(np.isfinite(z)) for z in scores):
             return chosen
         wanted *= 8
 
 
+def _sum_exp(z: NDArray[np.float64], top: float) -> float:
+    shifted = z - top
+    return float(np.exp(shifted, out=shifted).sum())
+
+
+def _least_of(scores: Sequence[NDArray[np.float64]], count: int) -> float:
+    """The least of the `count` largest scores, or of all admissible ones where there are fewer."""
+    largest = [_largest(z[z > -np.inf], count) for z in scores]  # without those: NumPy's partition is slow where many are equal
+    return float(_largest(np.concatenate(largest), count).min())
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The `count` largest of values (N,), or all where there are fewer, in no order."""
+    return values if len(values) <= count else np.partition(values, len(values) - count)[len(values) - count :].copy()  # lets go of the others
+
+
 def _distinct(
-    request: Request, windows: tuple[Window, ...], z: NDArray[np.float64], candidates: NDArray[np.intp], options: SpanOptions, log_total: float
+    request: Request, windows: tuple[Window, ...], scores: Sequence[NDArray[np.float64]], least: float, options: SpanOptions, log_total: float
 ) -> list[Answer]:
     found = []
-    for d, w, i in zip(*np.unravel_index(candidates, z.shape), strict=True):
-        window = windows[w]
-        begin, end = int(window.offsets[i, 0]), int(window.offsets[i + d, 1])
-        found.append((-float(z[d, w, i]), window.source, begin, end))
+    for number, z in enumerate(scores):
+        for d, w, i in zip(*np.unravel_index(np.flatnonzero(z >= least), z.shape), strict=True):
+            window = windows[number * WINDOWS_AT_ONCE + w]
+            begin, end = int(window.offsets[i, 0]), int(window.offsets[i + d, 1])
+            found.append((-float(z[d, w, i]), window.source, begin, end))
     chosen: list[Answer] = []
     for negative, source, begin, end in sorted(found):
         context = request.contexts[source]
-        end = whole_characters(context, end)
+        begin, end = whole_characters(context, begin, end)
         rivals = [a for a in chosen if a.source == source and begin < a.end and a.start < end]
         # Several tokens may stand on one character (Hangul), so even overlapping spans are kept once each.
         if any(options.overlaps is False or (a.start, a.end) == (begin, end) for a in rivals):
@@ -125,17 +148,33 @@ def _distinct(
     return chosen
 
 
-def whole_characters(text: str, end: int) -> int:
-    """`end` moved past combining marks, variation selectors, emoji modifiers and joined emoji, so that no visible character is cut."""
-    while end < len(text):
-        following = text[end]
-        if following == ZERO_WIDTH_JOINER and end + 1 < len(text):
-            end += 2
-        elif unicodedata.category(following) in {"Mn", "Me", "Mc"} or "\U0001f3fb" <= following <= "\U0001f3ff":
-            end += 1
-        else:
-            break
-    return end
+def whole_characters(text: str, begin: int, end: int) -> tuple[int, int]:
+    """`begin` and `end` moved outwards over combining marks, variation selectors, emoji modifiers, tags (of flags) and joined emoji, so that no
+    visible character is cut.
+    """
+    while _inside(text, begin):
+        begin -= 1
+    while _inside(text, end):
+        end += 1
+    return begin, end
+
+
+def _inside(text: str, place: int) -> bool:
+    """Whether what stands before a place and what follows it are one visible character."""
+    if not 0 < place < len(text):
+        return False
+    before, following = text[place - 1], text[place]
+    if before < FIRST_MARK and following < FIRST_MARK:
+        return False
+    if before == ZERO_WIDTH_JOINER and place > 1:
+        return True
+    if following == ZERO_WIDTH_JOINER:
+        return place + 1 < len(text)  # with nothing behind it, it joins nothing
+    return (
+        unicodedata.category(following) in {"Mn", "Me", "Mc"}
+        or "\U0001f3fb" <= following <= "\U0001f3ff"
+        or "\U000e0020" <= following <= "\U000e007f"
+    )
 
 
 def _null_threshold(options: SpanOptions, no_answer: NoAnswer) -> float | None:

@@ -34,10 +34,14 @@ def load(source: str | Path, limit: int | None = None, seed: int = 0) -> list[QA
     if limit is not None and limit < 1:
         raise DataError(f"A limit of questions must be at least 1, found {limit}.")
     path = Path(source)
-    if path.is_file():
+    try:
+        is_file, is_path, found = path.is_file(), _looks_like_path(str(source)), "a folder" if path.is_dir() else "nothing"
+    except OSError as error:
+        raise DataError(f"Expected a SQuAD-format file at {source}, but it cannot be read: {error.strerror}.") from None
+    if is_file:
         examples = parse(_read_json(path), str(source))
-    elif _looks_like_path(str(source)):
-        raise DataError(f"Expected a SQuAD-format file at {source}, found {'a folder' if path.is_dir() else 'nothing'}.")
+    elif is_path:
+        raise DataError(f"Expected a SQuAD-format file at {source}, found {found}.")
     else:
         examples = list(_from_hub(str(source)))
     _refuse_duplicates(examples, str(source))

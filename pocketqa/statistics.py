@@ -2,7 +2,8 @@
 
 Every interval is the percentile interval of the non-parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 Paired figures resample pairs (chapter 8: the unit that is independent is the unit that is drawn), and with `groups` whole groups are drawn, since
-the questions of one passage or article are not independent of each other.
+the questions of one passage or article are not independent of each other.  One group alone would always be drawn as it is, and its interval have no
+width: its values are drawn then.  Of one value alone there is no interval at all, which `Interval.alone` keeps in mind for gates.
 
 A resample is held as how often each unit was drawn, (R, U): means are then products of matrices, and medians cumulative sums in one fixed order.
 Legend: N values, U units (the values themselves, or the groups), R resamples of one chunk, K columns.
@@ -11,7 +12,7 @@ Legend: N values, U units (the values themselves, or the groups), R resamples of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,25 +31,27 @@ Groups = Sequence[str] | Sequence[int] | NDArray[np.int_]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and the ends of its interval, in the unit of the estimate."""
+    """An estimate and the ends of its interval, in the unit of the estimate.  alone: it is of one value, and its ends say nothing."""
 
     value: float
     low: float
     high: float
+    alone: bool = False
 
     def scaled(self, factor: float) -> Interval:
         """The same interval in another unit (100 for percent); a negative factor exchanges the ends."""
         low, high = sorted((self.low * factor, self.high * factor))
-        return Interval(self.value * factor, low, high)
+        return Interval(self.value * factor, low, high, self.alone)
 
     def to_json(self, digits: int = 6) -> JSON:
-        """{"value", "low", "high"}, rounded."""
-        return {name: round(value, digits) for name, value in asdict(self).items()}
+        """{"value", "low", "high"}, rounded; with "alone" where it is."""
+        ends = {name: round(value, digits) for name, value in (("value", self.value), ("low", self.low), ("high", self.high))}
+        return ends | ({"alone": True} if self.alone else {})
 
     @classmethod
     def from_json(cls, record: JSON) -> Interval:
         """The inverse of to_json."""
-        return cls(float(record["value"]), float(record["low"]), float(record["high"]))
+        return cls(float(record["value"]), float(record["low"]), float(record["high"]), bool(record.get("alone", False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ def summarise_times(seconds: ArrayLike, unit: str = "ms") -> TimingSummary:
 def mean_interval(values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
     """Mean of values (N,) with its bootstrap interval."""
     checked = _checked(values)
-    return percentile_interval(float(checked.mean()), resampled_means(checked[:, None], groups, resamples, seed)[:, 0], level)
+    interval = percentile_interval(float(checked.mean()), resampled_means(checked[:, None], groups, resamples, seed)[:, 0], level)
+    return replace(interval, alone=len(checked) == 1)
 
 
 def mean_difference(
@@ -92,8 +96,7 @@ def mean_difference(
 ) -> Interval:
     """mean(first) - mean(second) of paired values (N,), with its paired bootstrap interval."""
     a, b = _checked_pair(first, second)
-    difference = a - b  # (N,)
-    return percentile_interval(float(difference.mean()), resampled_means(difference[:, None], groups, resamples, seed)[:, 0], level)
+    return mean_interval(a - b, groups, resamples=resamples, seed=seed, level=level)
 
 
 def mean_ratio(
@@ -147,8 +150,8 @@ def quantile_interval(
 
 
 def passes_gate(loss: Interval, limit: float) -> bool:
-    """Whether a loss is shown to be small: the upper end of its interval lies below the limit, in the same unit."""
-    return loss.high < limit
+    """Whether a loss is shown to be small: the upper end of its interval lies below the limit, in the same unit.  One value shows nothing."""
+    return loss.high < limit and not loss.alone
 
 
 def resampled_means(values: Values, groups: Groups | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Values:
@@ -198,15 +201,20 @@ def draws(units: int, resamples: int, seed: int, width: int | None = None) -> It
         yield np.bincount(chosen.ravel(), minlength=count * units).reshape(count, units)
 
 
+def count_groups(groups: Groups) -> int:
+    """How many different ones there are; with fewer than two, values are resampled in their place."""
+    return len(np.unique(np.asarray(groups)))
+
+
 def _units(groups: Groups | None, count: int) -> tuple[int, NDArray[np.int64]]:
     """Number of units and the unit (N,) of each value."""
-    if groups is None:
-        return count, np.arange(count, dtype=np.int64)
-    if len(groups) != count:
+    if groups is not None and len(groups) != count:
         raise OptionsError(f"Expected one group for each of {count} values, found {len(groups)}.")
-    _, membership = np.unique(np.asarray(groups), return_inverse=True)
-    membership = membership.astype(np.int64).reshape(-1)
-    return int(membership.max()) + 1, membership
+    if groups is not None:
+        names, membership = np.unique(np.asarray(groups), return_inverse=True)
+        if len(names) > 1:
+            return len(names), membership.astype(np.int64).reshape(-1)
+    return count, np.arange(count, dtype=np.int64)
 
 
 def _checked(values: ArrayLike) -> Values:

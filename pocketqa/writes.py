@@ -14,6 +14,7 @@ from pocketqa.errors import FolderError
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a machine that loses power, sees the old content or the new one."""
+    path = Path(os.path.realpath(path))  # through a symbolic link, so that the link stays
     data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -33,11 +34,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` to be filled, and put it in place at the end; after an error `path` is as it was.
 
-    replace: put it in the place of an existing folder.  Raises FolderError where a folder that is not empty is in the way.
+    replace: put it in the place of an existing folder.  Raises FolderError where a folder that is not empty is in the way.  Where one came in the way
+    meanwhile, or the last step fails otherwise, the temporary folder is kept, and the error names it.
     """
     target = Path(path).resolve()  # through a symbolic link, so that the link stays
     if target.exists() and not target.is_dir():
         raise FolderError(f"Expected to write a folder at {path}, found a file. Choose another place.")
+    if os.path.ismount(target):
+        raise FolderError(f"Expected to write a folder at {path}, found the root of a file system, which cannot be replaced. Name a folder in it.")
     if target.is_dir() and any(target.iterdir()) and not replace:
         raise FolderError(f"Expected nothing at {path}, found a folder that is not empty. Choose another place, or add --force to replace it.")
     try:
@@ -48,10 +52,10 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _settle(temporary)
-        _swap(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _swap(temporary, target, replace)
 
 
 def _settle(folder: Path) -> None:
@@ -63,16 +67,20 @@ def _settle(folder: Path) -> None:
             _sync(path)
 
 
-def _swap(temporary: Path, target: Path) -> None:
+def _swap(temporary: Path, target: Path, replace: bool) -> None:
     previous = temporary.with_suffix(".previous")
     try:
-        if target.exists():
+        if replace and target.exists():
             target.rename(previous)
+        elif target.exists():
+            target.rmdir()  # fails where something was put there meanwhile
         temporary.rename(target)
     except OSError as error:
         if previous.exists() and not target.exists():
             previous.rename(target)
-        raise FolderError(f"The folder is complete but cannot be put at {target}: {error.strerror}. Choose another place.") from None
+        raise FolderError(
+            f"The folder is complete but cannot be put at {target}: {error.strerror}. It is kept: move {temporary} to another place."
+        ) from None
     _sync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
 

@@ -97,7 +97,7 @@ def _make(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        with atomic_folder(folder) as made:
+        with atomic_folder(folder, replace=True) as made:  # of another run that was first
             _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
             progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
             _fill(made / LOGITS, windows, lengths, pad_id, precision, model, progress)

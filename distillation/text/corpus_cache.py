@@ -88,7 +88,7 @@ def ready(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabulary: 
         say(f"the cache {folder} is damaged ({problem}): tokenising again")
     remove_leftovers(folder)
     try:
-        with atomic_folder(folder, replace=folder.exists()) as partial:
+        with atomic_folder(folder, replace=True) as partial:  # damaged, or of another run that was first
             return _tokenise(partial, sources, tokenizer, vocabulary, limit, say)
     except OSError as error:
         raise TrainingError(f"The cache could not be written to {folder.parent}: {error}. Free some room or name another --cache.") from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from distillation.training import card, checkpoints, processes
 from distillation.training.keeping import Keeping
 from distillation.training.loop import Stopped
-from pocketqa.errors import TrainingError
+from pocketqa.errors import DataError, TrainingError
 from pocketqa.folders import MANIFEST, write_manifest
 from pocketqa.runs import RunFile, write
 from pocketqa.types import JSON, NoAnswer
@@ -129,11 +129,8 @@ class Stage:
             return
         try:
             processes.say(f"run file: {write(run, self.run_file)}")
-        except checkpoints.NOT_WRITTEN as error:
-            raise TrainingError(
-                f"Expected to write a run file to {self.run_file}, found: {error}. The checkpoint in {self.out} is whole, and "
-                f"{self.out / MANIFEST} holds the numbers of the run. For the next one make room there, or name another --run-file."
-            ) from error
+        except DataError as error:
+            raise TrainingError(f"{error} The checkpoint in {self.out} is whole, and {self.out / MANIFEST} holds the numbers of the run.") from error
 
     @property
     def _kept_state(self) -> Path:

@@ -21,6 +21,7 @@ from pocketqa.features import Tokenizer
 from pocketqa.types import JSON
 
 ASSUMED = {"clean_text": True, "type": "BertNormalizer"}  # what QuestionAnswering.swift takes for granted of a tokenizer
+ASSUMED_SPLITTER = "BertPreTokenizer"
 ASSUMED_MODEL = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 
 
@@ -146,8 +147,15 @@ def _tokenizer_settings(tokenizer: bytes, folder: Path) -> JSON:
     normalizer, model = document.get("normalizer") or {}, document["model"]
     problems = [f"{key} {normalizer.get(key)!r}" for key, value in ASSUMED.items() if normalizer.get(key) != value]
     problems += [f"{key} {model[key]!r}" for key, value in ASSUMED_MODEL.items() if model.get(key, value) != value]
+    if (splitter := (document.get("pre_tokenizer") or {}).get("type")) != ASSUMED_SPLITTER:
+        problems.append(f"pre_tokenizer {splitter!r}")
+    # A special token that somebody types is taken for text; any other added one is found in text before it is normalised and split.
+    problems += [f"added token {added['content']!r}" for added in document.get("added_tokens") or [] if not added.get("special")]
     if problems:
-        raise FolderError(f"Expected BERT's own tokenizer in {folder}, which the Swift code imitates, found one with {', '.join(problems)}.")
+        raise FolderError(
+            f"Expected BERT's own tokenizer in {folder}, which the Swift code imitates, found one with {', '.join(problems)}. "
+            "An app would see other tokens than the model: export a checkpoint that was trained with BERT's own."
+        )
     accents = normalizer.get("strip_accents")
     return {
         "lowercase": normalizer["lowercase"],

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mobile_export.targets import EXECUTORCH, NETWORK, find_target
+from mobile_export.verification.golden import TOLERANCE
 from pocketqa.spans import longest_safe_answer
 from pocketqa.types import JSON, SpanOptions
 
@@ -21,6 +22,9 @@ SCHEMES = {
     "sparse": "weights in float16, most of them zero and left out",
     "mixed": "weights in several precisions",
 }
+
+UNIT_TOLERANCE = 0.1  # of logits on a phone, whose units round otherwise than the engines of `pocketqa verify`: at least so much
+COARSE_TOLERANCE = 0.5  # where verify sets no limit, since the scheme moves logits by design; a wrong weight or a lost mask shows as a share near 1
 
 
 def write_howto(folder: Path, name: str, model_hash: str, no_answer: bool, config: JSON, tools: dict[str, str]) -> None:
@@ -52,6 +56,8 @@ def _values(name: str, model_hash: str, no_answer: bool, config: JSON, tools: di
         "hurry": _hurry(stem, config["package"], executorch),
         "load": load,
         "no_answer": NO_ANSWER if no_answer else "",
+        "tolerance": f"{max(UNIT_TOLERANCE, TOLERANCE.get(config['scheme'], COARSE_TOLERANCE)):g}",
+        "about_tolerance": LIMITED if config["scheme"] in TOLERANCE else COARSE,
         "more_files": _more_files(config["format"]),
         "lengths": " or ".join(map(str, config["lengths"])),
         "casing": f"{casing}, {accents}",
@@ -68,6 +74,10 @@ NO_ANSWER = """
 This model was trained with questions that their passage does not answer: `answer(question, in: passage, allowNoAnswer: true)` lets it say so
 (`isNoAnswer`).
 """
+
+LIMITED = "That of the test is for these weights on any unit; `pocketqa verify`, whose engines round alike, may allow less."
+COARSE = """That of the test is wide, since these weights move logits by design:
+`pocketqa verify` says by what share of their spread, and with a little more than that share the test is sharper."""
 
 
 def _hurry(stem: str, package: str, executorch: bool) -> str:

@@ -7,7 +7,8 @@ golden.json of a bundle:
                     "windows": [{"ids": [...], "start_logits": [...], "end_logits": [...]}],       unpadded, as many as the passage needs
                     "answer": {"text", "start", "end", "utf16_start", "utf16_end", "score"},        code points, and what Swift's NSRange counts
                     "gap": 1.25}],                                                                 best span's logits minus the next one's
-     "texts": [{"text", "ids", "utf16": [[start, end], ...]}]}                                     the tokenizer alone, on awkward text
+     "texts": [{"text", "ids", "utf16": [[start, end], ...],                                       the tokenizer alone, on awkward text
+                "whole": [[start, end], ...]}]}                                                    the answer that each token alone would be
 
 The questions are this project's own (pocketqa/samples.json): one on each passage, and one of the passages is longer than any window.
 """
@@ -52,9 +53,11 @@ AWKWARD_TEXTS = (
     "donaudampfschifffahrtsgesellschaftskapitän" * 3,
     "हिन्दी ไทย עִבְרִית العَرَبِيَّة",
     "a_b*c/d\\e|f~g`h^i+j=k<l>m#n$o%p&q@r",
+    "press #\ufe0f\u20e3 or *\ufe0f\u20e3 in \U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
 )
 """Text on which tokenizers differ: accents composed and not, capitals of other alphabets, ideographs, control and zero-width characters, emoji made
-of several code points, special tokens that a user types, words beyond WordPiece's 100 characters, vowel signs, every ASCII sign."""
+of several code points, special tokens that a user types, words beyond WordPiece's 100 characters, vowel signs, every ASCII sign, keys and a flag
+made of several code points, of which some are tokens and some are dropped."""
 
 
 def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowOptions) -> str:
@@ -170,13 +173,15 @@ def _window(window: Window, start: NDArray[np.float32], end: NDArray[np.float32]
 
 
 def _text(tokenizer: Tokenizer, text: str) -> JSON:
-    """A text by itself: its token ids and where in it each token stands, in UTF-16 units."""
+    """A text by itself: its token ids, and where in it each token and the whole characters around it stand, in UTF-16 units."""
     window = tokenizer.encode([Request("?", (text,))], WindowOptions(MAX_WINDOW_TOKENS)).windows[0]
     inside = window.context_mask
+    places = window.offsets[inside].tolist()
     return {
         "text": text,
         "ids": window.ids[inside].tolist(),
-        "utf16": [[utf16_length(text[:begin]), utf16_length(text[:end])] for begin, end in window.offsets[inside].tolist()],
+        "utf16": [[utf16_length(text[:place]) for place in token] for token in places],
+        "whole": [[utf16_length(text[:place]) for place in spans.whole_characters(text, *token)] for token in places],
     }
 
 

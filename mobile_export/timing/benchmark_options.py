@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mobile_export.timing.contestants import ENGINE_NAMES
-from mobile_export.timing.single_stream import MODES, Rules
+from mobile_export.timing.single_stream import MODES, OWN_MINIMUMS, Rules
 from pocketqa.errors import OptionsError
 from pocketqa.runtimes import usable_cores
 
@@ -32,8 +32,9 @@ Mac only: elsewhere its sizes are reported.
 a phone's run file: kind "latency", as this command writes it, with
   results.device      {{"name", "os", "compute_unit": cpu|gpu|ne|all, "thermal_state": nominal|fair|serious|critical, "kind": "phone"}}
   results.mode, .rules {{"queries", "seconds", "valid"}}, .timings {{label: summary in ms}}, .stages {{label: {{"forward": summary, ...}}}}
+  results.queries, .seconds {{label: number}}, of all that was timed
   results.load_seconds, .first_run_seconds {{label: {{"cold", "warm"}}}}, .bytes {{label: {{"package", ...}}}}
---check FILE reads one and lists what is missing.
+--check FILE reads one and lists what is missing or wrong; status 1 where its queries and seconds are not what its mode asks for.
 """
 
 
@@ -82,7 +83,7 @@ def rules_of(arguments: argparse.Namespace) -> Rules:
     seconds = rules.seconds if arguments.seconds is None else arguments.seconds
     if queries < 1 or not 0 <= seconds <= rules.max_seconds:
         raise OptionsError(f"--queries must be at least 1 and --seconds between 0 and {rules.max_seconds:.0f}, found {queries} and {seconds}.")
-    return replace(rules, mode=f"{rules.mode} with minimums of its own", queries=queries, seconds=seconds)
+    return replace(rules, mode=f"{rules.mode} {OWN_MINIMUMS}", queries=queries, seconds=seconds)
 
 
 def thread_counts(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queries", type=int, metavar="N", help="another minimum than the mode's; the result says so")
     add("--seconds", type=float, metavar="S", help="another minimum than the mode's; the result says so")
     add("--run-file", metavar="PATH", help="write run files to this folder, or a single one to this .json path")
-    add("--check", metavar="FILE", help="read a run file of a phone or server and say what is missing in it")
+    add("--check", metavar="FILE", help="read a run file of a phone or server and say what is missing or wrong in it")
     add("--json", action="store_true", help="print one JSON document instead of tables (progress goes to standard error)")
     paper = parser.add_argument_group("preset paper")
     paper.add_argument("--teacher", metavar="DIR", help="BERT-base fine-tuned on SQuAD: a model folder (default: from configuration)")

@@ -7,21 +7,38 @@ medians and of 90th percentiles, resample pairs.  Where the interval holds 1 the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mobile_export.timing.machine_load import machine_cores
-from mobile_export.timing.single_stream import PERCENTILE, WARM_TOLERANCE, WARM_WINDOW, Entry, Race, Seconds
+from mobile_export.timing.single_stream import (
+    MODES,
+    OWN_MINIMUMS,
+    PERCENTILE,
+    WARM_TOLERANCE,
+    WARM_WINDOW,
+    WHOLE_PASS,
+    Entry,
+    Race,
+    Rules,
+    Seconds,
+    missed_minimums,
+)
+from mobile_export.timing.workloads import STSB_PAIRS
 from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.results import DEVICE, check_device
 from pocketqa.runs import RunFile, TimingSummary, mean_ratio, median_ratio, read, summarise_times, timing_results
-from pocketqa.statistics import RESAMPLES, Interval, percentile_interval
+from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval, percentile_interval
 from pocketqa.types import JSON
 
 STAGES = ("tokenise", "forward", "decode")
 COMPUTE_UNITS = ("cpu", "gpu", "ne", "all")
+SUMMARY = ("count", "mean", "p50", "p90", "p99")  # numbers of a TimingSummary
+BY_LABEL = {"load_seconds": ("cold", "warm"), "first_run_seconds": ("cold", "warm"), "stages": ("forward",), "bytes": ("package",)}
+UNKNOWN = ("load_seconds", "first_run_seconds")  # may be null: not every system lets a cold start be made
 THERMAL_STATES = ("nominal", "fair", "serious", "critical")  # ProcessInfo.ThermalState
 DRAWN = 20_000_000  # values drawn for one interval at most: long runs need fewer resamples than short ones
 FEWEST_RESAMPLES = 1000
@@ -44,7 +61,7 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
     problems = race.problems()
     rules = {"queries": race.rules.queries, "seconds": race.rules.seconds, "max_seconds": race.rules.max_seconds, "percentile": PERCENTILE}
     extra: JSON = {
-        "mode": "whole pass" if race.workload.whole else race.rules.mode,
+        "mode": WHOLE_PASS if race.workload.whole else race.rules.mode,
         "rules": {**rules, "source": SOURCE, "valid": not problems, "problems": problems},
         "threads": race.entries[0].contestant.threads,
         "cores": {"pinned": len(race.cores), "machine": machine_cores()},
@@ -122,7 +139,7 @@ def read_latency(path: str | os.PathLike[str]) -> RunFile:
 
 
 def latency_problems(run: RunFile) -> list[str]:
-    """What is missing or wrong in a run file of a latency, in words."""
+    """What is missing or wrong in a run file of a latency, in words: whoever reads one without problems finds what it needs, of the right types."""
     if run.kind != "latency":
         return [f"expected kind latency, found {run.kind}"]
     r = run.results
@@ -136,18 +153,65 @@ def latency_problems(run: RunFile) -> list[str]:
     labels = sorted(r["timings"]) if isinstance(r.get("timings"), dict) else []
     if not labels:
         problems.append("timings must hold at least one summary")
-    wanted = {"load_seconds": ("cold", "warm"), "first_run_seconds": ("cold", "warm"), "stages": ("forward",), "bytes": ("package",)}
-    for key, fields in wanted.items():
+    for label in labels:
+        problems += _summary_problems(f"timings of {label!r}", r["timings"][label])
+    for key, fields in BY_LABEL.items():
         for label in labels:
-            found = r.get(key, {}).get(label)
-            if not isinstance(found, dict) or any(name not in found for name in fields):
-                problems.append(f"{key} needs {' and '.join(fields)} for {label!r}")
+            problems += _fields_problems(key, fields, label, _entry(r, key, label))
+    for key in ("queries", "seconds"):
+        measured = [(label, _entry(r, key, label)) for label in labels]
+        problems += [f"{key} needs a number for {label!r}, found {value!r}" for label, value in measured if not _is_number(value)]
     rules = r.get("rules")
-    if not isinstance(rules, dict) or not {"queries", "seconds", "valid"} <= set(rules):
-        problems.append("rules needs queries, seconds and valid")
-    if "mode" not in r:
-        problems.append("mode is missing")
+    if not isinstance(rules, dict) or not isinstance(rules.get("valid"), bool) or not all(_is_number(rules.get(n)) for n in ("queries", "seconds")):
+        problems.append("rules needs queries and seconds, which are numbers, and valid, which is true or false")
+    try:
+        mode_rules(r.get("mode"))
+    except OptionsError as error:
+        problems.append(str(error))
     return problems
+
+
+def mode_rules(mode: object) -> Rules:
+    """What a mode asks for, also of a file that took minimums of its own in their place.  Raises OptionsError for a mode that is none."""
+    modes = {WHOLE_PASS: Rules(WHOLE_PASS, STSB_PAIRS, 0.0), **MODES, **{f"{name} {OWN_MINIMUMS}": rules for name, rules in MODES.items()}}
+    if not isinstance(mode, str) or mode not in modes:
+        raise OptionsError(f"mode must be one of {', '.join(modes)}, found {mode!r}")
+    return modes[mode]
+
+
+def why_not_valid(results: JSON) -> list[str]:
+    """Why a latency without `latency_problems` is not valid under its mode, whatever it says of itself; empty for a valid one."""
+    rules, queries, seconds = mode_rules(results["mode"]), results["queries"], results["seconds"]
+    problems = [problem for label in results["timings"] for problem in missed_minimums(rules, queries[label], seconds[label], label)]
+    return problems or ([] if results["rules"]["valid"] else ["the file itself says so"])
+
+
+def _entry(results: JSON, key: str, label: str) -> object:
+    group = results.get(key)
+    return group.get(label) if isinstance(group, dict) else None
+
+
+def _fields_problems(key: str, fields: Sequence[str], label: str, found: object) -> list[str]:
+    if not isinstance(found, dict) or any(name not in found for name in fields):
+        return [f"{key} needs {' and '.join(fields)} for {label!r}"]
+    if key == "stages":
+        return [problem for name in fields for problem in _summary_problems(f"{key}.{name} of {label!r}", found[name])]
+    wrong = [name for name in fields if not _is_number(found[name]) and not (found[name] is None and key in UNKNOWN)]
+    return [f"{key}.{name} of {label!r} must be a number{' or null' if key in UNKNOWN else ''}, found {found[name]!r}" for name in wrong]
+
+
+def _summary_problems(where: str, summary: object) -> list[str]:
+    if not isinstance(summary, dict):
+        return [f"{where} must be a summary ({', '.join(SUMMARY)}, unit), found {summary!r}"]
+    problems = [f"{where}: {name} must be a number, found {summary.get(name)!r}" for name in SUMMARY if not _is_number(summary.get(name))]
+    if summary.get("unit") not in list(TIME_UNITS):
+        problems.append(f"{where}: unit must be one of {', '.join(TIME_UNITS)}, found {summary.get('unit')!r}")
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    """Of 0 or more, and no greater than can be computed with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _ratios(first: Entry, second: Entry) -> dict[str, Interval]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mobile_export.checkpoint.geometry import BERT_BASE, DISTILBERT
+from mobile_export.timing.latency import why_not_valid
 from mobile_export.timing.latency_text import megabytes, threads_text
 from mobile_export.timing.sizes import by_precision
 from pocketqa import runs
@@ -208,7 +209,7 @@ def _phone_rows(phone: runs.RunFile | None) -> list[Row]:
     r, device = phone.results, phone.results["device"]
     times = "; ".join(f"{label}: p50 {t['p50']:.1f}, p90 {t['p90']:.1f} {t['unit']}" for label, t in r["timings"].items())
     state = f"{device['os']}, compute unit {device['compute_unit']}, thermal state {device['thermal_state']}"
-    where = f"{device['name']}, {state}, {r['mode']}, {'valid' if r['rules']['valid'] else 'not valid'} under its rules"
+    where = f"{device['name']}, {state}, {r['mode']}, {'not valid' if why_not_valid(r) else 'valid'} under its rules"
     return [
         Row(
             "the same on a phone", PAPER, "see above", times, where, False, "another phone and system than the paper's, unless it is an iPhone 7 Plus"

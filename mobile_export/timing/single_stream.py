@@ -49,6 +49,8 @@ class Rules:
     max_seconds: float = 600.0
 
 
+OWN_MINIMUMS = "with minimums of its own"  # behind a mode
+WHOLE_PASS = "whole pass"  # in place of a mode
 MODES = {"full": Rules("full", 1024, 60.0), "quick": Rules("quick", 128, 10.0), "rapid": Rules("rapid", 64, 6.0)}
 
 
@@ -179,11 +181,16 @@ def broken_rules(rules: Rules, workload: Workload, seconds: Seconds, label: str)
     if workload.whole:
         asked = workload.expected or len(workload.queries)
         return [] if len(seconds) == asked else [f"{label}: a whole pass is {asked:,} queries, found {len(seconds):,}"]
+    return missed_minimums(rules, len(seconds), float(seconds.sum()), label)
+
+
+def missed_minimums(rules: Rules, queries: int, seconds: float, label: str) -> list[str]:
+    """The minimums of the rules that the queries and seconds of one contestant do not reach, in words."""
     problems = []
-    if len(seconds) < rules.queries:
-        problems.append(f"{label}: {len(seconds):,} queries, at least {rules.queries:,} are needed")
-    if seconds.sum() < rules.seconds:
-        problems.append(f"{label}: {seconds.sum():.1f} s, at least {rules.seconds:.0f} s are needed")
+    if queries < rules.queries:
+        problems.append(f"{label}: {queries:,} queries, at least {rules.queries:,} are needed")
+    if seconds < rules.seconds:
+        problems.append(f"{label}: {seconds:.1f} s, at least {rules.seconds:.0f} s are needed")
     return problems
 
 

@@ -16,7 +16,7 @@ from pocketqa.errors import DataError
 
 BLOCK_LINES = 256
 BLOCK_BYTES = 1 << 19
-LONGEST_LINE = 1 << 20  # bytes; the spans of such a passage take some 400 MB while they are ranked
+LONGEST_LINE = 1 << 20  # bytes; the spans of such a passage take 400 MB at most while they are ranked: no token is shorter than a byte
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ OUT             put in place at the end, in one step; OUT.run.json stays beside 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +44,21 @@ class State:
     format: int = field(default=FORMAT)
 
 
+def places(path: Path) -> tuple[Path, Path, Path]:
+    """OUT itself, OUT.partial and OUT.run.json."""
+    return path, path.parent / f"{path.name}.partial", path.parent / f"{path.name}.run.json"
+
+
+def check_places(path: Path, source: Path) -> None:
+    """Asked before anything is computed.  Raises DataError where a folder is in the way, or the input would be overwritten."""
+    for place in places(path):
+        if os.path.isdir(place):
+            raise DataError(f"Expected to write a file at {place}, found a folder. Name a file with --out.")
+        with contextlib.suppress(OSError):  # one of them is not there
+            if os.path.samefile(source, place):
+                raise DataError(f"Expected another file for the answers than {source} itself, which {place} is. Name another --out.")
+
+
 class Output:
     """The files of one run; a context manager that holds them against a second process.
 
@@ -49,9 +66,7 @@ class Output:
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], force: bool = False) -> None:
-        self.path = path
-        self.partial = path.with_name(f"{path.name}.partial")
-        self.record = path.with_name(f"{path.name}.run.json")
+        self.path, self.partial, self.record = places(path)
         try:
             self._file = self.partial.open("ab")
         except OSError as error:
@@ -71,7 +86,8 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a block that could not be written: `append` has said so, and a block that was is on the disk
+            self._file.close()
 
     def append(self, answered: Answered, lines: int) -> None:
         """Write one more block; once this returns it is safe."""
@@ -90,12 +106,18 @@ class Output:
             os.fsync(self._file.fileno())
             self._keep(state)
         except OSError as error:
-            raise DataError(f"{self.path} cannot be written any further: {error.strerror}. The same command goes on from here.") from None
+            raise self._not_written(error) from None
 
     def finish(self) -> None:
         """All blocks are there: put the output in place."""
-        self._keep(replace(self.state, complete=True))
-        self.partial.replace(self.path)
+        try:
+            self._keep(replace(self.state, complete=True))
+            self.partial.replace(self.path)
+        except OSError as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: OSError) -> DataError:
+        return DataError(f"{self.path} cannot be written any further: {error.strerror}. The same command goes on from here.")
 
     def _keep(self, state: State) -> None:
         write_atomic(self.record, json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n")
@@ -106,10 +128,12 @@ class Output:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise DataError(
                 f"Expected {self.partial} for this run alone, found another process that writes it. Wait for it, or name another --out."
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"{self.partial} cannot be locked ({error.strerror}): do not start a second run with this --out.", file=sys.stderr)
 
     def _begin(self, run: Mapping[str, Any]) -> State:
         state = self._read()

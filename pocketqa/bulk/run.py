@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pocketqa
+from pocketqa.answer import show, show_json
 from pocketqa.bulk.blocks import Block, Survey, read_lines, survey
 from pocketqa.bulk.lines import Answered, answer_lines
-from pocketqa.bulk.output import Output
-from pocketqa.errors import DataError, EngineError
+from pocketqa.bulk.output import Output, check_places
+from pocketqa.errors import EngineError
 from pocketqa.features import Encoded
+from pocketqa.folders import MANIFEST, ModelFolder, sha256_file
 from pocketqa.reader import Reader
+from pocketqa.runtimes.forms import INT8, form_folder
 from pocketqa.spans import check_options
 from pocketqa.types import JSON, SpanOptions, WindowOptions
 
@@ -32,13 +34,13 @@ class Job:
     engine: str
     threads: int | None
     options: SpanOptions
-    expected: tuple[str, str]
+    expected: tuple[str, str, str]
 
     def open_reader(self) -> Reader:
         """The model of the run.  Raises FolderError, and EngineError where another model or engine is found than the run began with."""
         reader = Reader.open(self.model, engine=self.engine, threads=self.threads)
-        if identity(reader) != self.expected:
-            expected, found = (" on ".join(each) for each in (self.expected, identity(reader)))
+        if (there := identity(reader, Path(self.model))) != self.expected:
+            expected, found = (f"{weights} on {engine} with the manifest {manifest}" for weights, engine, manifest in (self.expected, there))
             raise EngineError(f"Expected {expected} at {self.model}, found {found}. Use one install on all machines.")
         return reader
 
@@ -46,10 +48,13 @@ class Job:
 Answering = Callable[[Job, Sequence[Block]], Iterator[Answered]]  # the blocks, in their order
 
 
-def identity(reader: Reader) -> tuple[str, str]:
-    """The sha256 of the weights, and what computes with them: answers depend on both."""
-    info = reader.info
-    return reader.model_hash, f"{info.engine} {info.version} {info.precision}"
+def identity(reader: Reader, model: Path) -> tuple[str, str, str]:
+    """What answers depend on: the sha256 of the weights, what computes with them, and the sha256 of the folder's manifest, which holds those of its
+    tokenizer and graph and the no-answer threshold; in int8 of the form's manifest too.
+    """
+    info, folder = reader.info, ModelFolder(model)
+    manifests = [folder.manifest, *([form_folder(folder, info.engine) / MANIFEST] if info.precision == INT8 else [])]
+    return reader.model_hash, f"{info.engine} {info.version} {info.precision}", " ".join(sha256_file(path) for path in manifests)
 
 
 def answer_file(
@@ -66,13 +71,12 @@ def answer_file(
 
     answering: who computes; None for this process.  Raises PocketQAError.
     """
-    if source.resolve() == out.resolve():
-        raise DataError(f"Expected another file for the answers than {source} itself. Name another --out.")
+    check_places(out, source)
     began = time.monotonic()
     surveyed = survey(source)
     reader = Reader.open(model, engine=engine, threads=threads)
     check_options(Encoded((), (), (), WindowOptions(), 0.0), options, reader.no_answer)
-    job = Job(str(source.resolve()), str(model.resolve()), engine, threads, options, identity(reader))
+    job = Job(str(source.resolve()), str(model.resolve()), engine, threads, options, identity(reader, model))
     with Output(out, _run(surveyed, job), force) as output:
         resumed = output.state.lines
         if not output.state.complete:
@@ -99,12 +103,12 @@ def answer_file(
 def report(summary: JSON, as_json: bool) -> int:
     """Print the summary, problems to standard error.  Returns the exit status: 0, or 1 where a line could not be answered."""
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False, indent=2))
+        show_json(summary)
     else:
         new = summary["lines"] - summary["resumed_at"]
         went_on = f" ({summary['resumed_at']} of them were there)" if summary["resumed_at"] else ""
-        print(f"{summary['out']}: {summary['lines']} lines{went_on}, {summary['failed']} not answered")
-        print(f"{new} lines in {summary['seconds']:.1f} s, {summary['lines_per_second']:.1f} a second")
+        show(f"{summary['out']}: {summary['lines']} lines{went_on}, {summary['failed']} not answered")
+        show(f"{new} lines in {summary['seconds']:.1f} s, {summary['lines_per_second']:.1f} a second")
     for problem in summary["problems"]:
         print(problem, file=sys.stderr)
     if (hidden := summary["failed"] - len(summary["problems"])) > 0:
@@ -119,9 +123,9 @@ def _here(job: Job, reader: Reader, blocks: Sequence[Block]) -> Iterator[Answere
 
 def _run(surveyed: Survey, job: Job) -> JSON:
     """What the output depends on, in words that a message can name."""
-    weights, engine = job.expected
-    options = asdict(job.options)
-    return {"input": surveyed.sha256, "model": weights, "engine": engine, "set of options": options, "version": pocketqa.__version__}
+    weights, engine, manifest = job.expected
+    settings = {"engine": engine, "set of options": asdict(job.options), "version": pocketqa.__version__}
+    return {"input": surveyed.sha256, "model": weights, "manifest": manifest, **settings}
 
 
 def _told(pairs: Iterator[tuple[Block, Answered]], surveyed: Survey, resumed: int) -> Iterator[tuple[Block, Answered]]:

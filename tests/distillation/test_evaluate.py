@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from distillation import evaluate
 from distillation.questions import harder
 from pocketqa import runs, squad
 from pocketqa.errors import DataError, OptionsError, TrainingError
+from pocketqa.evaluation import Predictions, predict
 from tests.tiny import tiny_base, tiny_bert, tiny_squad
 
 
@@ -44,6 +46,47 @@ def test_a_checkpoint_is_scored_and_leaves_a_run_file(tmp_path: Path, capsys: py
     assert run.results["count"] == 12
     assert run.results["f1"] == pytest.approx(printed["f1"], abs=1e-4)
     assert run.subjects[0].engine == "pytorch"
+
+
+def test_scores_are_told_where_their_files_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", paragraphs=4, questions=3)
+    model, place = tiny_bert(tmp_path / "model"), tmp_path / "runs"
+
+    def meanwhile(*given: Any, **named: Any) -> Predictions:
+        place.mkdir() if "--out" in words else place.write_text("came in the way")
+        return predict(*given, **named)
+
+    monkeypatch.setattr(evaluate, "predict", meanwhile)
+    for option, says in (("--run-file", "Expected to write a run file at"), ("--out", "Expected to write the predictions to")):
+        words = [str(model), "--data", str(data), "--json", option, str(place)]
+        with pytest.raises(DataError, match=says):
+            evaluate.main(words)
+        assert json.loads(capsys.readouterr().out)["count"] == 12
+        place.unlink(missing_ok=True) if option == "--run-file" else place.rmdir()
+
+
+def test_places_are_looked_at_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "f.txt").write_text("")
+    with pytest.raises(DataError, match=r"Expected to write a run file to the folder .*found a file"):
+        evaluate.main(["model", "--data", "absent.json", "--run-file", str(tmp_path / "f.txt")])
+    with pytest.raises(OptionsError, match=r"found a folder\. Name a file with --out"):
+        evaluate.main(["model", "--data", "absent.json", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "fp32, bf16 or int8" in capsys.readouterr().out
+
+
+def test_of_one_article_questions_are_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", paragraphs=2, questions=4)  # two paragraphs are an article
+    examples = squad.load(data)
+    assert len({example.title for example in examples}) == 1
+    answers = {example.id: example.answers[0].text if i % 2 else "nowhere" for i, example in enumerate(examples)}
+    (tmp_path / "predictions.json").write_text(json.dumps(answers))
+    assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["f1_interval"][0] < printed["f1"] < printed["f1_interval"][1]
 
 
 def test_limit_is_a_seeded_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

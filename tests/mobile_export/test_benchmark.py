@@ -257,17 +257,34 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def phone_file(written: runs.RunFile, path: Path, **device: object) -> Path:
-    """The run file as a phone would write it."""
+    """The run file as a phone would write it, after as many queries and seconds as the mode rapid asks for."""
     from dataclasses import replace
 
+    enough = {"mode": "rapid", "queries": dict.fromkeys(LABELS, 64), "seconds": dict.fromkeys(LABELS, 6.5)}
     block = {"name": "iPhone 7 Plus", "os": "iOS 15.8", "compute_unit": "cpu", "thermal_state": "nominal", "kind": "phone"} | device
-    return runs.write(replace(written, results={**written.results, "device": block}), path)
+    return runs.write(replace(written, results={**written.results, **enough, "device": block}), path)
+
+
+def changed(path: Path, place: str, value: object) -> Path:
+    """A run file with another value at a place of its results, as "timings/LABEL/p90"."""
+    document = json.loads(path.read_text())
+    found = document["results"]
+    *way, last = [LABELS[0] if word == "LABEL" else word for word in place.split("/")]
+    for word in way:
+        found = found[word]
+    if value is ...:
+        del found[last]
+    else:
+        found[last] = value
+    path.write_text(json.dumps(document))
+    return path
 
 
 def test_a_phones_run_file_is_read(written: runs.RunFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check", str(phone_file(written, tmp_path / "phone.json"))]) == 0
     text = capsys.readouterr().out
     assert "a latency of kind phone, iPhone 7 Plus, iOS 15.8, compute unit cpu" in text
+    assert "rapid, at least 64 queries and 6 s: valid" in text
     assert f"  {LABELS[0]}: p90 " in text
 
 
@@ -282,9 +299,66 @@ def test_what_is_wrong_with_a_phones_run_file_is_listed_at_once(written: runs.Ru
         "compute_unit must be one of cpu, gpu, ne, all, found 'npu'",
         "the thermal_state of a phone must be one of nominal, fair, serious, critical, found None",
         f"load_seconds needs cold and warm for '{LABELS[0]}'",
-        "mode is missing",
+        "mode must be one of whole pass, full, quick, rapid, full with minimums of its own",
     ):
         assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("load_seconds", None, "load_seconds needs cold and warm"),
+        ("bytes", [], "bytes needs package"),
+        ("bytes/LABEL/package", None, "bytes.package of .* must be a number, found None"),
+        ("load_seconds/LABEL/cold", "1", "load_seconds.cold of .* must be a number or null, found '1'"),
+        ("timings/LABEL", 3, r"timings of .* must be a summary \(count, mean, p50, p90, p99, unit\), found 3"),
+        ("timings/LABEL/p90", ..., "p90 must be a number, found None"),
+        ("timings/LABEL/p90", "1", "p90 must be a number, found '1'"),
+        ("timings/LABEL/p50", True, "p50 must be a number, found True"),
+        ("timings/LABEL/mean", -1, "mean must be a number, found -1"),
+        ("timings/LABEL/p99", 10**400, "p99 must be a number, found 1000"),
+        ("timings/LABEL/unit", ..., "unit must be one of s, ms, us, found None"),
+        ("timings/LABEL/unit", ["ms"], r"unit must be one of s, ms, us, found \['ms'\]"),
+        ("stages/LABEL/forward", {}, "stages.forward of .*: count must be a number, found None"),
+        ("queries", ..., "queries needs a number for .*, found None"),
+        ("seconds/LABEL", "60", "seconds needs a number for .*, found '60'"),
+        ("rules", {"queries": 1, "seconds": [], "valid": True}, "rules needs queries and seconds, which are numbers"),
+        ("mode", ["full"], "mode must be one of"),
+    ],
+)
+def test_a_phones_run_file_of_other_types_is_refused_in_words(written: runs.RunFile, tmp_path: Path, place: str, value: object, says: str) -> None:
+    path = changed(phone_file(written, tmp_path / "phone.json"), place, value)
+    with pytest.raises(DataError, match=says):
+        main(["--check", str(path)])
+    with pytest.raises(DataError, match=says):
+        main(["--preset", "paper", "--phone", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("mode", "queries", "seconds", "says"),
+    [
+        ("full", 1, 61.0, "full, at least 1,024 queries and 60 s: NOT VALID: {label}: 1 queries, at least 1,024 are needed"),
+        ("quick", 128, 0, "quick, at least 128 queries and 10 s: NOT VALID: {label}: 0.0 s, at least 10 s are needed"),
+        ("rapid with minimums of its own", 4, 6.0, "at least 64 queries and 6 s: NOT VALID: {label}: 4 queries, at least 64 are needed"),
+        ("whole pass", 1499, 9.0, "NOT VALID: {label}: 1,499 queries, at least 1,500 are needed"),
+    ],
+)
+def test_validity_is_worked_out_and_not_believed(
+    written: runs.RunFile, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, queries: int, seconds: float, says: str
+) -> None:
+    path = phone_file(written, tmp_path / "phone.json")
+    claim = {"queries": 1, "seconds": 0, "valid": True}
+    for place, value in (("mode", mode), ("rules", claim), ("queries/LABEL", queries), ("seconds/LABEL", seconds)):
+        changed(path, place, value)
+    assert main(["--check", str(path)]) == 1
+    assert says.format(label=LABELS[0]) in capsys.readouterr().out
+    assert main(["--check", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["rules"]["valid"] is False
+
+
+def test_what_a_file_says_against_itself_is_believed(written: runs.RunFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", str(changed(phone_file(written, tmp_path / "phone.json"), "rules/valid", False))]) == 1
+    assert "NOT VALID: the file itself says so" in capsys.readouterr().out
 
 
 def test_help_imports_no_engine() -> None:

@@ -223,6 +223,16 @@ def test_awkward_texts_have_the_tokens_of_transformers(bundle: Bundle) -> None:
         assert all(0 <= begin < end <= len(entry["text"].encode("utf-16-le")) // 2 for begin, end in entry["utf16"])
 
 
+def test_awkward_texts_say_which_whole_characters_an_answer_takes(bundle: Bundle) -> None:
+    keys = read_vectors(bundle.golden)["texts"][-1]
+    units = keys["text"].encode("utf-16-le")
+    whole = [units[2 * begin : 2 * end].decode("utf-16-le") for begin, end in keys["whole"]]
+    key, star, flag = "#\ufe0f\u20e3", "*\ufe0f\u20e3", "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+    assert [found for found in whole if not found.isalpha()] == [key, key, star, star, flag]
+    moved = [(w[0] < u[0], w[1] > u[1]) for w, u in zip(keys["whole"], keys["utf16"], strict=True)]
+    assert {(True, False), (False, True)} <= set(moved)  # both ends
+
+
 def test_windows_too_short_for_a_question_get_a_shorter_one(bundle: Bundle) -> None:
     model, tokenizer = open_checkpoint(str(model_folder("distilbert"))).model, Tokenizer(bundle.tokenizer)
     document = json.loads(golden_vectors(model, tokenizer, WindowOptions(24, 8, 6)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,16 @@ def test_what_is_no_float16_program_is_refused(compress: Compress, tmp_path: Pat
     compress(parent("ios16"), "--scheme", "int8", "--out", tmp_path / "small")
     with pytest.raises(OptionsError, match=r"Expected a Core ML bundle of scheme fp16, found int8 \(mlprogram\)"):
         compress(tmp_path / "small", "--scheme", "palette4", "--out", tmp_path / "smaller")
+
+
+def test_a_bundle_is_never_replaced_by_what_is_made_from_it(compress: Compress, data: str, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(parent("ios16"), tmp_path / "bundle"))
+    (tmp_path / "link").symlink_to(bundle)
+    before = (bundle / "manifest.json").read_bytes()
+    for out in (bundle, bundle / ".." / "bundle", tmp_path / "link", tmp_path):
+        with pytest.raises(OptionsError, match="Expected --out to be another folder than the bundle"):
+            compress(bundle, "--scheme", "int8", "--data", data, "--max-f1-drop", 1, "--out", out, "--force")
+    assert (bundle / "manifest.json").read_bytes() == before and open_bundle(bundle).scheme == "fp16"
 
 
 def test_a_folder_in_the_way_stays(compress: Compress, tmp_path: Path) -> None:

@@ -322,6 +322,16 @@ def test_refuses_vocabularies_that_do_not_fit(copy: Path) -> None:
     refuses(copy, IncompleteFolder, "found neither")
 
 
+def test_refuses_tokenizers_that_the_swift_code_does_not_imitate(copy: Path) -> None:
+    document = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    word = next(token for token in document["model"]["vocab"] if token.isalpha())
+    added = {"id": document["model"]["vocab"][word], "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    edit(copy / "tokenizer.json", added_tokens=[*document["added_tokens"], added | {"special": False}], pre_tokenizer={"type": "Whitespace"})
+    refuses(copy, FolderError, rf"found one with pre_tokenizer 'Whitespace', added token '{word}'\. An app would see other tokens")
+    edit(copy / "tokenizer.json", added_tokens=document["added_tokens"], pre_tokenizer=None)
+    refuses(copy, FolderError, "pre_tokenizer None")
+
+
 def test_refuses_weights_that_float16_cannot_hold(copy: Path) -> None:
     model = open_checkpoint(str(copy)).model
     head = model.get_submodule("qa_outputs")

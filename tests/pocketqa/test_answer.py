@@ -146,7 +146,7 @@ def test_input_that_cannot_be_used(ask, tmp_path):
 
 
 def test_a_missing_model_says_how_to_get_one(tmp_path):
-    for words in (["--model", str(tmp_path / "absent")], ["--model", __file__]):
+    for words in (["--model", str(tmp_path / "absent")], ["--model", __file__], ["--model", str(tmp_path / ("x" * 300))]):
         with pytest.raises(FolderError, match=r"models/student.*pocketqa package CHECKPOINT --out DIR"):
             answer.main(["--question", QUESTION, "--context", PASSAGE, *words])
 
@@ -174,6 +174,11 @@ def test_a_terminal_without_the_letters(ask, monkeypatch):
     ask("--context", "🙂 Ada")
     sys.stdout.flush()
     assert b"\\U0001f642 \\xabAda\\xbb" in raw.getvalue()
+    raw.truncate(0)
+    raw.seek(0)
+    ask("--context", "🙂 Ada", "--json")
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue())["answers"][0]["excerpt"] == "🙂 «Ada»"
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pocketqa import Reader
+from pocketqa import Reader, folders
 from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder, StaleGraph
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, file_hashes, safetensors_header, sha256_file, write_atomic, write_manifest
 from pocketqa.types import NoAnswer
@@ -214,6 +215,15 @@ def test_write_atomic_replaces_whole_and_leaves_nothing_behind(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_write_atomic_writes_through_a_link(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to("deep/x")
+    for text in ("new", "replaced"):
+        write_atomic(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "x").read_text() == text
+    assert os.listdir(tmp_path / "deep") == ["x"]
+
+
 def test_atomic_folder_puts_all_in_place_with_ordinary_permissions(tmp_path):
     with atomic_folder(tmp_path / "deep" / "out") as folder:
         (folder / "sub").mkdir()
@@ -252,6 +262,30 @@ def test_atomic_folder_writes_through_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "x").is_file()
 
 
+def test_a_finished_folder_that_cannot_be_put_in_place_is_kept_and_named(tmp_path):
+    with pytest.raises(FolderError, match=r"complete but cannot be put at .*: Not a directory") as raised, atomic_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("of hours")
+        (tmp_path / "out").write_text("a file came in the way")
+    assert f"move {folder} " in str(raised.value) and (folder / "x").read_text() == "of hours"
+
+
+def test_a_folder_that_another_run_put_there_meanwhile_stays(tmp_path):
+    with pytest.raises(FolderError, match="It is kept: move") as raised, atomic_folder(tmp_path / "out") as second:
+        (second / "x").write_text("second")
+        with atomic_folder(tmp_path / "out") as first:
+            (first / "x").write_text("first")
+    assert (tmp_path / "out" / "x").read_text() == "first"
+    assert str(second) in str(raised.value) and (second / "x").read_text() == "second"
+
+
+def test_the_root_of_a_file_system_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FolderError, match=r"root of a file system.*Name a folder in it"), atomic_folder(tmp_path / "out", replace=True):
+        pytest.fail("made all the same")
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(FolderError, match="found a file"), atomic_folder(tmp_path / "out", replace=True):
@@ -275,6 +309,28 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+LONG = "x" * 300  # longer than a name may be: an OSError, as what nobody may read is to anybody but root
+
+
+def test_what_the_system_does_not_let_be_read(tmp_path, monkeypatch):
+    with pytest.raises(IncompleteFolder, match=r"found that it cannot be read \(File name too long\)"):
+        ModelFolder(tmp_path / LONG).check()
+    folder = ModelFolder(copy_of("bert", tmp_path / "model"))
+
+    def hashed(path: Path) -> str:
+        if path == folder.tokenizer:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return sha256_file(path)
+
+    monkeypatch.setattr(folders, "sha256_file", hashed)
+    for check in (folder.verify, folder.verify_checkpoint):
+        with pytest.raises(CorruptFolder, match=rf"read all of {folder.path}, but {folder.tokenizer} cannot be read: Permission denied"):
+            check()
+    monkeypatch.setattr(folders, "REQUIRED", (LONG,))
+    with pytest.raises(CorruptFolder, match="File name too long"):
+        folder.check()
 
 
 def test_paths_are_quoted_in_commands(tmp_path):

@@ -273,6 +273,14 @@ def test_output_is_the_same_every_time_and_from_elsewhere(project, tmp_path, mon
     assert report.main([*arguments, "--check"]) == 0
 
 
+def test_a_page_that_cannot_be_written_is_an_error(project):
+    folder = project(evaluation("teacher", 80))
+    (folder / "pages").mkdir()
+    for out, says in (("nodir/R.md", "No such file"), ("pages", "Is a directory")):
+        with pytest.raises(DataError, match=f"Expected to write {out}, but it cannot be written: {says}.*Make its folder"):
+            report.main(["--out", out])
+
+
 def test_readme_without_markers_is_an_error(project):
     folder = project()
     for text in ("nothing", f"{report.END}\n{report.START}", f"{report.START}{report.START}{report.END}"):

@@ -217,6 +217,26 @@ def test_written_and_read_back(tmp_path):
     assert runs.read_all(tmp_path / "absent") == {}
 
 
+def test_places_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "f.txt").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    for place in ("f.txt", "f.txt/run.json", "folder.json"):
+        for ask in (runs.check_target, lambda path: runs.write(evaluation(), path)):
+            with pytest.raises(DataError, match=r"Expected to write a run file .*Name a folder, or a file that ends in \.json"):
+                ask(tmp_path / place)
+    for place in ("absent/deeper", "absent/run.json", ".", "run.json"):
+        runs.check_target(tmp_path / place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.txt", "folder.json"]
+
+
+def test_intervals_of_one_article_resample_its_questions():
+    of = {count: evaluation(groups=["a", "b", "c", "d"][:count] + ["a"] * (4 - count)).results["intervals"] for count in (1, 2)}
+    assert of[1]["resampled"] == "questions" and of[2]["resampled"] == "2 groups of questions"
+    assert of[1] == evaluation().results["intervals"]
+    alone = [evaluation(f1=f1, groups=["a"] * 4) for f1 in (F1, F1 / 2)]
+    assert runs.compare(*alone) == runs.compare(*(evaluation(f1=f1) for f1 in (F1, F1 / 2)))
+
+
 def test_refuses_too_much(tmp_path):
     with pytest.raises(DataError, match="100000 bytes"):
         runs.write(replace(evaluation(), not_checked=("x" * 100_000,)), tmp_path)

@@ -1,6 +1,7 @@
 """Span decoding against a brute-force reference over the definition, and cases worked by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pocketqa.features import Encoded, Tokenizer
 from pocketqa.types import NoAnswer, Request, SpanLogits, SpanOptions, WindowOptions
 from tests.pocketqa import little
 
+ENGLAND = "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng") + "\U000e007f"
 WORDS = ("the", "mill", "was", "built", "by", "Ada", "in", "1850", "bridge,", "x")
 TRAINED = NoAnswer(trained=True, threshold=0.5)
 
@@ -98,6 +100,33 @@ def test_more_answers_begin_with_the_same_ones_even_in_ties(tokenizer, contexts,
     assert few[0] == many[0]
     expected = reference(encoded, coarse, SpanOptions(max_answer_tokens=4, top_k=top_k, overlaps=overlaps), 0.0)
     assert [(a.source, a.start, a.end) for a in many] == [span[1:] for span in expected]
+
+
+@pytest.mark.parametrize("top_k", [1, 7])
+def test_many_windows_against_brute_force(tokenizer, top_k):
+    text = " ".join(np.random.default_rng(1).choice(WORDS, size=300))
+    encoded = encode(tokenizer, text, "by Ada", text[:200], max_tokens=20, overlap=8)
+    assert len(encoded.windows) > 3 * spans.WINDOWS_AT_ONCE
+    options = SpanOptions(max_answer_tokens=4, top_k=top_k, no_answer=True)
+    for seed, scale in ((0, 3.0), (1, 0.1)):
+        logits = random_logits(encoded, seed, scale)
+        (result,) = spans.decode(encoded, logits, options, TRAINED)
+        expected = reference(encoded, logits, options, threshold=0.5)
+        assert [(-1 if a.is_no_answer else a.source, a.start, a.end) for a in result.answers] == [span[1:] for span in expected]
+        np.testing.assert_allclose([a.score for a in result.answers], [span[0] for span in expected], rtol=1e-9)
+
+
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_memory_of_ranking_is_that_of_the_scores(tokenizer, top_k):
+    for contexts in (("the mill " * 6000,), ("the mill " * 170, *["by Ada"] * 3000)):
+        encoded = encode(tokenizer, *contexts)
+        logits = random_logits(encoded, 2)
+        scores = sum(30 * len(window) * 8 for window in encoded.windows)  # bytes; short passages need no room of a long one
+        tracemalloc.start()
+        spans.decode(encoded, logits, SpanOptions(top_k=top_k))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1.6 * scores
 
 
 def test_by_hand(tokenizer):
@@ -188,20 +217,28 @@ def test_large_logits_do_not_overflow(tokenizer, shift):
 
 
 @pytest.mark.parametrize(
-    ("text", "end", "whole"),
+    ("text", "span", "whole"),
     [
-        ("cafe\u0301 x", 4, 5),  # combining acute
-        ("क्षि।", 1, 2),  # vowel killer
-        ("👍🏽!", 1, 2),  # skin tone
-        ("👩\u200d👧\u200d👦!", 1, 5),  # a family is one picture
-        ("☃\ufe0f!", 1, 2),  # variation selector
-        ("plain", 3, 3),
-        ("end", 3, 3),
-        ("a\u200d", 1, 1),  # a joiner with nothing behind it joins nothing
+        ("cafe\u0301 x", (0, 4), (0, 5)),  # combining acute
+        ("क्षि।", (0, 1), (0, 2)),  # vowel killer
+        ("👍🏽!", (0, 1), (0, 2)),  # skin tone
+        ("👩\u200d👧\u200d👦!", (0, 1), (0, 5)),  # a family is one picture
+        ("☃\ufe0f!", (0, 1), (0, 2)),  # variation selector
+        (f"a {ENGLAND}!", (2, 3), (2, 9)),
+        ("plain", (2, 3), (2, 3)),
+        ("end", (0, 3), (0, 3)),
+        ("a\u200d", (0, 1), (0, 1)),  # a joiner with nothing behind it joins nothing
+        ("cafe\u0301 x", (4, 7), (3, 7)),  # and the beginnings
+        ("का ष", (1, 4), (0, 4)),  # a spacing vowel sign
+        ("x 👍🏽!", (3, 5), (2, 5)),
+        ("👩\u200d👧\u200d👦!", (4, 6), (0, 6)),
+        (f"a {ENGLAND}!", (8, 10), (2, 10)),
+        ("\u0301x", (0, 2), (0, 2)),  # there is nothing before it
+        ("\u200dx", (1, 2), (1, 2)),
     ],
 )
-def test_characters_stay_whole(text, end, whole):
-    assert spans.whole_characters(text, end) == whole
+def test_characters_stay_whole(text, span, whole):
+    assert spans.whole_characters(text, *span) == whole
 
 
 def test_an_answer_keeps_its_marks(tokenizer):
@@ -213,6 +250,18 @@ def test_an_answer_keeps_its_marks(tokenizer):
     start, end = (np.zeros((1, len(window)), dtype=np.float32) for _ in range(2))
     start[0, first] = end[0, last] = 20
     assert spans.decode(encoded, SpanLogits(start, end))[0].best.text == "Ade\u0301"
+
+
+def test_an_answer_does_not_begin_inside_a_character(tokenizer):
+    text = "by Ade\u0301 in 1850"
+    encoded = encode(tokenizer, text)
+    window = encoded.windows[0]
+    last = int(np.flatnonzero(window.offsets[:, 1] >= text.index("\u0301"))[0])
+    window.offsets[last] = text.index("\u0301"), text.index(" in")  # as of a vocabulary that has marks
+    start, end = (np.zeros((1, len(window)), dtype=np.float32) for _ in range(2))
+    start[0, last] = end[0, last] = 20
+    best = spans.decode(encoded, SpanLogits(start, end))[0].best
+    assert (best.text, best.start, best.end) == ("e\u0301", 5, 7)
 
 
 # ---- refusals

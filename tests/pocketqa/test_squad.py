@@ -149,6 +149,11 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name
         squad.load(tmp_path)
 
 
+def test_a_place_that_the_system_does_not_let_be_seen(tmp_path):
+    with pytest.raises(DataError, match=r"SQuAD-format file at .*, but it cannot be read: File name too long"):
+        squad.load(tmp_path / ("x" * 300) / "dev.json")
+
+
 def test_a_sample_is_seeded_and_spread(tmp_path):
     path = tmp_path / "dev.json"
     path.write_text(json.dumps(document(*(record(id=f"q{i:03}") for i in range(300)))), encoding="utf-8")

@@ -108,6 +108,22 @@ def test_ratio_of_medians_against_brute_force(groups):
     assert found.value == np.median(a) / np.median(b)
 
 
+def test_of_one_group_its_values_are_drawn():
+    values, other = [0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 2.0, 1.0, 3.0]
+    for group in (["a"] * 5, [7] * 5):
+        assert runs.mean_interval(values, group) == runs.mean_interval(values) != runs.Interval(0.6, 0.6, 0.6)
+        assert runs.mean_difference(values, other, group) == runs.mean_difference(values, other)
+        assert runs.median_ratio(values, other, group) == runs.median_ratio(values, other)
+        assert runs.quantile_interval(other, 0.9, group) == runs.quantile_interval(other, 0.9)
+
+
+def test_of_one_value_no_gate_passes():
+    loss = runs.mean_difference([1.0], [1.0], ["a"]).scaled(100)
+    assert not runs.passes_gate(loss, 0.6)
+    assert not runs.passes_gate(runs.Interval.from_json(loss.to_json()), 0.6)  # a verification keeps it so
+    assert runs.passes_gate(runs.mean_difference([1.0, 0.0], [1.0, 0.0], ["a", "a"]), 0.6)  # nothing was lost on either
+
+
 def test_ratio_of_means():
     random = np.random.default_rng(8)
     b = random.random(200) + 0.5

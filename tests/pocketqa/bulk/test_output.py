@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import signal
+from pathlib import Path
 
 import pytest
 
 from pocketqa.bulk.lines import Answered, Problem
-from pocketqa.bulk.output import Output
+from pocketqa.bulk.output import Output, check_places
 from pocketqa.errors import DataError
 
 RUN = {"input": "a" * 8, "engine": "hash 1 fp32"}
@@ -122,6 +126,72 @@ def test_a_second_process_is_kept_out(out):
         assert output.partial.read_text() == "1\n"
     with Output(out, RUN):
         pass
+
+
+def test_a_disk_that_is_full_is_told_and_the_same_command_goes_on(out):
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # so that a limit on the size of files is an error, as a full disk is
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(DataError, match=r"cannot be written any further: File too large\. The same command goes on from here"),
+        Output(out, RUN) as output,
+    ):
+        output.append(block("1\n"), 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3, limits[1]))
+        try:
+            with output:
+                output.append(block("2\n3\n"), 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Output(out, RUN) as output:
+        assert output.state.lines == 1
+        output.append(block("2\n3\n"), 2)
+        output.finish()
+    assert out.read_text() == "1\n2\n3\n"
+
+
+def test_what_comes_in_the_way_of_the_last_step_is_told(out):
+    with pytest.raises(DataError, match="cannot be written any further: Is a directory"), Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        out.mkdir()
+        output.finish()
+    out.rmdir()
+    with Output(out, RUN) as output:
+        assert output.state.complete
+    assert out.read_text() == "1\n"
+
+
+def test_a_file_system_without_locks_is_told_once(out, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        output.append(block("2\n"), 1)
+        output.finish()
+    assert out.read_text() == "1\n2\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{output.partial} cannot be locked (No locks available)")
+
+
+def test_places_are_looked_at_before_anything_is_computed(out, tmp_path, monkeypatch):
+    source = tmp_path / "in.jsonl"
+    source.write_text("precious")
+    check_places(out, source)
+    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.run.json"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(DataError, match=f"Expected to write a file at .*{name}, found a folder"):
+            check_places(out, source)
+        (tmp_path / name).rmdir()
+        for link in ("symlink_to", "hardlink_to"):
+            getattr(tmp_path / name, link)(source)
+            with pytest.raises(DataError, match=f"another file for the answers than {source} itself, which .*{name} is"):
+                check_places(out, source)
+            (tmp_path / name).unlink()
+    monkeypatch.chdir(tmp_path)
+    for place in ("", ".", "..", "/"):
+        with pytest.raises(DataError, match="found a folder"):
+            check_places(Path(place), source)
 
 
 def test_an_empty_run(out):

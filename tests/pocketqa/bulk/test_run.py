@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,9 +17,9 @@ from pocketqa import answer
 from pocketqa.__main__ import main as command
 from pocketqa.bulk import blocks, run
 from pocketqa.bulk.blocks import BLOCK_LINES
-from pocketqa.errors import EngineError, OptionsError
+from pocketqa.errors import DataError, EngineError, OptionsError
 from pocketqa.reader import Reader
-from pocketqa.types import SpanOptions
+from pocketqa.types import RuntimeInfo, SpanOptions
 from tests.packaged import model_folder
 from tests.pocketqa import little
 
@@ -100,6 +101,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, capfd):
 def test_no_more_than_a_block_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_LINES", 20)
     source = samples(tmp_path / "in.jsonl", 60)
+    (tmp_path / "manifest.json").write_text("{}")
     reader = little.reader(tmp_path)
     reader.runtime = little.pointing_at(reader.tokenizer, "ada")
     sizes: list[int] = []
@@ -115,9 +117,47 @@ def test_no_more_than_a_block_is_held(tmp_path, monkeypatch):
     assert sizes == [19, 20, 20]  # one of the first twenty is no question
 
 
+def test_a_run_is_not_gone_on_with_after_its_model_folder_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_LINES", 20)
+    source, out, reader = samples(tmp_path / "in.jsonl", 40), tmp_path / "out", little.reader(tmp_path)
+    monkeypatch.setattr(Reader, "open", lambda *_, **__: reader)
+
+    def answer_once(force: bool = False) -> None:
+        run.answer_file(source, out, tmp_path, "auto", None, SpanOptions(), force)
+
+    (tmp_path / "manifest.json").write_text('{"files": {"tokenizer.json": "a"}}')
+    answer_once()
+    answer_once()
+    (tmp_path / "manifest.json").write_text('{"files": {"tokenizer.json": "b"}}')
+    with pytest.raises(DataError, match="found another manifest"):
+        answer_once()
+    reader.runtime = quantised = little.HashRuntime()
+    monkeypatch.setattr(little.HashRuntime, "info", RuntimeInfo("onnxruntime", "1", "int8", 1))
+    form = tmp_path / "forms" / "onnx-int8" / "manifest.json"
+    form.parent.mkdir(parents=True)
+    form.write_text("one way of quantising")
+    answer_once(force=True)
+    answer_once()
+    form.write_text("another")
+    with pytest.raises(DataError, match="found another manifest"):
+        answer_once()
+    assert quantised.batches
+
+
+def test_a_standard_output_without_the_letters_of_a_name(tmp_path, monkeypatch):
+    source, out, said = samples(tmp_path / "in.jsonl", 6), tmp_path / "rép.jsonl", []
+    for more in ([], ["--json"]):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+        assert command(words(source, out, *more)) == run.SOME_FAILED
+        said.append(raw.getvalue())
+    assert b"r\\xe9p.jsonl: 6 lines" in said[0] and json.loads(said[1])["out"] == str(out)
+
+
 def test_progress_tells_rate_and_time_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(blocks, "BLOCK_LINES", 20)
     source = samples(tmp_path / "in.jsonl", 40)
+    (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(Reader, "open", lambda *_, **__: little.reader(tmp_path))
     monkeypatch.setattr(run, "PROGRESS_SECONDS", 0.0)
     run.answer_file(source, tmp_path / "out", tmp_path, "auto", None, SpanOptions())
@@ -144,11 +184,17 @@ def test_a_mixture_of_ways_is_refused(given, says):
 
 def test_what_cannot_be_answered_at_all(tmp_path, capfd):
     source = samples(tmp_path / "in.jsonl", 6)
+    precious = samples(tmp_path / "out.partial", 6).read_bytes()
     assert command(words(tmp_path / "absent", tmp_path / "out")) == 2
     assert command(words(source, source)) == 2
+    assert command(words(tmp_path / "out.partial", tmp_path / "out", "--force")) == 2
+    assert command(words(source, tmp_path, "--force")) == 2
+    assert (tmp_path / "out.partial").read_bytes() == precious
+    (tmp_path / "out.partial").unlink()
     assert command(words(source, tmp_path / "out", "--no-answer")) == 2
     said = capfd.readouterr().err
-    assert "cannot be read: No such file" in said and "another file for the answers" in said and "not trained" in said
+    assert "cannot be read: No such file" in said and said.count("another file for the answers") == 2 and "not trained" in said
+    assert f"Expected to write a file at {tmp_path}, found a folder." in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -160,8 +206,10 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capfd, address):
 
 
 def test_another_model_than_the_run_began_with_is_refused(tmp_path):
-    job = run.Job("in", str(model_folder("distilbert")), "onnxruntime", 1, SpanOptions(), ("0" * 64, "onnxruntime 1 fp32"))
-    with pytest.raises(EngineError, match=f"Expected {'0' * 64} on onnxruntime 1 fp32 at .*Use one install on all machines"):
+    job = run.Job("in", str(model_folder("distilbert")), "onnxruntime", 1, SpanOptions(), ("0" * 64, "onnxruntime 1 fp32", "1" * 64))
+    with pytest.raises(
+        EngineError, match=f"Expected {'0' * 64} on onnxruntime 1 fp32 with the manifest {'1' * 64} at .*Use one install on all machines"
+    ):
         job.open_reader()
 
 

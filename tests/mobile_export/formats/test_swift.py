@@ -1,0 +1,99 @@
+"""What the Swift of a bundle and its how-to say, as far as that shows without a Swift compiler."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobile_export.formats import howto
+from mobile_export.targets import TARGETS
+from mobile_export.verification.golden import TOLERANCE
+from pocketqa.spans import whole_characters
+
+SWIFT = Path(howto.__file__).parents[1] / "swift" / "QuestionAnswering.swift"
+CATEGORIES = {".nonspacingMark": "Mn", ".enclosingMark": "Me", ".spacingMark": "Mc"}
+MARKS, EMOJI = "\u0301\u0300\u02ff\u093f\u20e3\ufe0f\u200d", "\U0001f469\U0001f680\U0001f3fa\U0001f3fb\U0001f3ff\U0001f400"
+ALPHABET = f"ab1#{MARKS}{EMOJI}\U000e001f\U000e0020\U000e007f\U000e0080"
+
+
+def written(folder: Path, scheme: str) -> str:
+    """HOWTO.md of a bundle in that scheme."""
+    target = next(name for name, target in TARGETS.items() if scheme in target.forms)
+    window = {"max_tokens": 384, "doc_stride": 128, "max_question_tokens": 64}
+    tokenizer = {"lowercase": True, "strip_accents": True, "split_ideographs": True}
+    config = {"target": target, "scheme": scheme, "layout": "standard", "format": TARGETS[target].forms[scheme].format, "lengths": [384]}
+    howto.write_howto(folder, "tiny", "ab12", False, config | {"package": "Tiny.x", "window": window, "tokenizer": tokenizer}, {})
+    return (folder / "HOWTO.md").read_text(encoding="utf-8")
+
+
+def body(name: str) -> str:
+    """The lines of a Swift function."""
+    found = re.search(rf"^(?:private )?func {name}\(.*?\{{\n(.*?)^\}}", SWIFT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+def in_python(swift: str, changes: dict[str, str]) -> str:
+    """Swift lines as Python: the few constructions that the rule is made of, each by its pattern."""
+    for pattern, replacement in changes.items():
+        swift = re.sub(pattern, replacement, swift, flags=re.MULTILINE)
+    return swift
+
+
+def swift_rule() -> Callable[[str, int, int], tuple[int, int]]:
+    """`wholeCharacters` of the Swift, translated line by line, so that a change there changes this."""
+    both = {r"//.*$": "", r"^    ": "", r"\b(?:let|var) ": "", r"true": "True", r"false": "False", r"&&": "and", r"\|\|": "or"}
+    inside = in_python(
+        body("isInside"),
+        both
+        | {r"^(if .*?) \{ (.*) \}\s*$": r"\1: \2", r"scalars\.count": "len(scalars)", r"scalars\[(.*?)\]\.value": r"ord(scalars[\1])"}
+        | {r"^switch scalars\[place\]\.properties\.generalCategory \{$": "category = unicodedata.category(scalars[place])", r"^\}$": ""}
+        | {r"^case (.*): return True$": r"if category in names('\1'): return True", r"^default: ": ""}
+        | {r"\((0x\w+)\.\.\.(0x\w+)\)\.contains\((\w+)\)": r"(\1 <= \3 <= \2)"},
+    )
+    around = in_python(body("wholeCharacters"), both | {r"^(while .*?) \{ (.*) \}$": r"\1: \2", r"begin\.\.<end": "(begin, end)"})
+    constants = re.findall(r"^private let (\w+): UInt32 = (0x\w+)", SWIFT.read_text(encoding="utf-8"), re.MULTILINE)
+    scope: dict[str, Any] = {name: int(value, 16) for name, value in constants}
+    scope |= {"unicodedata": unicodedata, "names": lambda listed: [CATEGORIES[name] for name in listed.split(", ")]}
+    for name, arguments, lines in (("isInside", "scalars, place", inside), ("wholeCharacters", "scalars, begin, end", around)):
+        exec("\n    ".join([f"def {name}({arguments}):", *lines.splitlines()]), scope)
+    rule: Callable[[str, int, int], tuple[int, int]] = scope["wholeCharacters"]
+    return rule
+
+
+def test_answers_in_an_app_end_where_those_of_this_library_do() -> None:
+    rule, draw = swift_rule(), random.Random(0)
+    assert rule("e\u0301a", 1, 1) == (0, 2)
+    for _ in range(3000):
+        text = "".join(draw.choices(ALPHABET, k=draw.randint(0, 8)))
+        begin, end = sorted(draw.randint(0, len(text)) for _ in range(2))
+        assert rule(text, begin, end) == whole_characters(text, begin, end), ascii(text)
+    assert "let place = wholeCharacters(scalars, span.start, span.end)" in SWIFT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", list(howto.SCHEMES))
+def test_the_test_for_the_phone_allows_what_verify_allows(tmp_path: Path, scheme: str) -> None:
+    text = written(tmp_path, scheme)
+    (given,) = re.findall(r"differences\(fromGolden: .*, tolerance: ([\d.]+)\)", text)
+    assert TOLERANCE.get(scheme, 0.3) <= float(given) < 1  # 4 bits differ by more than a quarter in runs/verification-*-palette4-*.json
+    assert ("move logits by design" in text) == (scheme not in TOLERANCE)
+    assert "tolerance: Float)" in SWIFT.read_text(encoding="utf-8")  # and none is assumed where none is given
+
+
+def test_an_actor_loads_beside_its_caller_and_may_hand_answers_over(tmp_path: Path) -> None:
+    text, swift = written(tmp_path, "fp16"), SWIFT.read_text(encoding="utf-8")
+    assert "init(folder: URL) async throws {" in text and "try await Questions(folder: folder)" in text
+    assert "private var reader: QuestionReader!" in text  # whole before it loads, so that the load is on the actor
+    assert "public struct Answer: Equatable, Sendable {" in swift
+
+
+def test_what_an_app_asks_wrongly_is_thrown_and_what_it_compiles_is_kept() -> None:
+    swift = SWIFT.read_text(encoding="utf-8")
+    assert "if allowNoAnswer && !settings.noAnswer.trained { throw QuestionError.noAnswerUntrained }" in swift
+    assert swift.count("MLModel.compileModel(") == 1 and "moveItem(at: made, to: kept)" in swift
