@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
     claims = read_claims(arguments.claims or CLAIMS) if arguments.claims or CLAIMS.is_file() else NO_CLAIMS
     log = arguments.experiments or arguments.runs.with_name(EXPERIMENTS)
     experiments = read_experiments(log) if arguments.experiments or log.is_file() else ()
-    wanted = [(arguments.out, results_page(runs, *_both_links(arguments.runs, arguments.out), claims, experiments))]
+    page = results_page(runs, *_both_links(arguments.runs, arguments.out), claims, experiments)
+    wanted = [(arguments.out, with_contents(page))]
     if not arguments.no_readme:
         wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
     if arguments.check:
@@ -141,9 +142,16 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO
         ("Not checked", _not_checked(runs, brief)),
     ]
     filled = [(title, body) for title, body in sections if body]
-    contents = [f"- [{title}](#{_anchor(title)})" for title, _ in filled]
     told = {title: [NOTES[title], ""] if title in NOTES else [] for title, _ in filled}
-    return "\n".join([*head, *contents, "", *(line for title, body in filled for line in (f"## {title}", "", *told[title], *body, ""))])
+    return "\n".join([*head, *(line for title, body in filled for line in (f"## {title}", "", *told[title], *body, ""))])
+
+
+def with_contents(page: str) -> str:
+    """RESULTS.md with a list of its sections before the first one."""
+    head, *sections = page.split("\n## ")
+    titles = [section.partition("\n")[0] for section in sections]
+    contents = "".join(f"- [{title}](#{_anchor(title)})\n" for title in titles)
+    return "\n## ".join([f"{head}\n{contents}" if titles else head, *sections])
 
 
 def _anchor(title: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pocketqa.reporting import tables
-from pocketqa.reporting.tables import Runs, interval, of_kind, signed
+from pocketqa.reporting.tables import Runs, interval, of_kind, percent, signed
 from pocketqa.reporting.training_tables import Group, median_run, six_of, task_groups
 from pocketqa.runs import RunFile, compare, compare_tasks
 from pocketqa.statistics import Interval
@@ -68,7 +68,7 @@ def _squad_pair(runs: Runs, first: str, second: str) -> Lines:
         outcome = compare(ours, theirs)
         kept = f"; F1 kept: not quoted, the {second} was not shown to beat the control"
         if outcome.retention and tables.beats_control(tables.of_same_weights(controls, theirs)):
-            kept = f"; F1 kept: {_percent(outcome.retention)}"
+            kept = f"; F1 kept: {percent(outcome.retention)}"
         yield f"{first} less {second}: {tables.differences(outcome)}, {tables.how(ours)}{kept}", names[id(ours)]
 
 
@@ -79,7 +79,7 @@ def _on_squad(runs: Runs) -> Runs:
 def _task_retention(runs: Runs, task: str, first: str, second: str) -> Lines:
     for outcome, name in _task_pairs(runs, task, first, second):
         if outcome.retention:
-            yield f"{first}: {_percent(outcome.retention)} of the {second}'s score, median seeds, {outcome.count:,} examples", name
+            yield f"{first}: {percent(outcome.retention)} of the {second}'s score, median seeds, {outcome.count:,} examples", name
 
 
 def _task_difference(runs: Runs, task: str, first: str, second: str) -> Lines:
@@ -100,7 +100,7 @@ def _mean_retention(runs: Runs, first: str, second: str) -> Lines:
     if first in whole and second in whole:
         outcome = compare_means(whole[first], whole[second])
         if outcome.retention:
-            yield f"{first}: {_percent(outcome.retention)} of the {second}'s mean of six tasks, median seeds (see Classification)", ""
+            yield f"{first}: {percent(outcome.retention)} of the {second}'s mean of six tasks, median seeds (see Classification)", ""
 
 
 def _mean_score(runs: Runs, role: str) -> Lines:
@@ -181,10 +181,6 @@ def _ablation_means(runs: Runs, row: str, against: str) -> Lines:
         if row in rows and against in rows:
             exact, f1 = (rows[row][key] - rows[against][key] for key in ("exact_match", "f1"))
             yield f"{rows[row]['words']} less {rows[against]['words']}: EM {exact:+.2f}, F1 {f1:+.2f}, {run.data[0].name}, means of the seeds", name
-
-
-def _percent(kept: Interval) -> str:
-    return f"{kept.value:.1f} % [{kept.low:.1f}, {kept.high:.1f}]"
 
 
 def _name(group: Group, run: RunFile) -> str:

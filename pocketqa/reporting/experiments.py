@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketqa.errors import DataError
-from pocketqa.reporting.tables import Runs, signed, table
+from pocketqa.reporting.tables import Runs, scores_cell, signed, table
 from pocketqa.runs import RunFile, compare
 from pocketqa.types import JSON
 
@@ -70,9 +70,8 @@ def _row(experiment: Experiment, runs: Runs, link: Link) -> tuple[str, ...]:
         raise DataError(f"The experiment {experiment.tried!r} compares {a['count']:,} questions ({names[0]}) with {b['count']:,} ({names[1]}).")
     paired = ours.kind == theirs.kind == "evaluation"
     gained = signed(compare(ours, theirs).f1) if paired else f"{a['f1'] - b['f1']:+.2f}"
-    said = (f"{scores['exact_match']:.2f} / {scores['f1']:.2f} of {scores['count']:,}" for scores in (a, b))
     links = "; ".join(link(name, runs[name]) for name in names)
-    return experiment.tried, next(said), experiment.without, next(said), gained, "yes" if experiment.kept else "no", links
+    return experiment.tried, scores_cell(a), experiment.without, scores_cell(b), gained, "yes" if experiment.kept else "no", links
 
 
 def _scores(name: str, run: RunFile) -> JSON:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pocketqa.reporting.figures import Picture
 
 _CELL = re.compile(r"(?<!\\)\|")
-_LISTED = re.compile(r"^- \[[^\]]+\]\(#.*\n", re.MULTILINE)  # the contents as Markdown has them
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _SAFE_LINK = re.compile(r"(https?://|(?!/)[\w./+-]+$)")  # what a run file or a page lies at; no "javascript:", nothing from the root of a disk
 
@@ -68,7 +67,7 @@ def html_page(markdown: str, pictures: Sequence[Picture]) -> str:
     sections = re.split(r"^## ", markdown, flags=re.MULTILINE)
     titles = [section.partition("\n")[0] for section in sections[1:]]
     title = sections[0].strip().partition("\n")[0].removeprefix("# ")
-    body = [_blocks(_LISTED.sub("", sections[0])), _contents(titles)]
+    body = [_blocks(sections[0]), _contents(titles)]
     for name, section in zip(titles, sections[1:], strict=True):
         shown = "".join(_figure(picture) for picture in pictures if picture.section == name)
         body.append(f'<section id="{_anchor(name)}">\n<h2>{_inline(name)}</h2>\n{shown}{_blocks(section.partition(chr(10))[2])}</section>\n')

@@ -135,7 +135,7 @@ def _retention(student: RunFile, teacher: RunFile, controls: list[tuple[RunFile,
     if not beats_control(controls):
         against = f"The student against the teacher: {differences(outcome)} ({how(student)})."
         return f"{against} Retention is not quoted, since the teacher was not shown to beat the control."
-    kept = f"The student retains {outcome.retention.value:.1f} % [{outcome.retention.low:.1f}, {outcome.retention.high:.1f}] of the teacher's F1"
+    kept = f"The student retains {percent(outcome.retention)} of the teacher's F1"
     return f"{kept} ({how(student)}; {differences(outcome)})."
 
 
@@ -192,6 +192,11 @@ def export_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
 def interval(i: Interval) -> str:
     """ "78.31 [77.50, 79.10]" """
     return f"{i.value:.2f} [{i.low:.2f}, {i.high:.2f}]"
+
+
+def percent(i: Interval) -> str:
+    """ "98.1 % [97.0, 99.2]" """
+    return f"{i.value:.1f} % [{i.low:.1f}, {i.high:.1f}]"
 
 
 def signed(i: Interval) -> str:
@@ -289,7 +294,12 @@ def differences(outcome: Comparison) -> str:
 
 def _best(results: JSON) -> str:
     best = results.get("best")
-    return f"{best['exact_match']:.2f} / {best['f1']:.2f} of {best['count']:,}" if best else ""
+    return scores_cell(best) if best else ""
+
+
+def scores_cell(scores: JSON) -> str:
+    """ "60.76 / 74.17 of 3,400": EM and F1, and of how many questions."""
+    return f"{scores['exact_match']:.2f} / {scores['f1']:.2f} of {scores['count']:,}"
 
 
 def _counts(results: JSON) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
-from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, signed, table, training_table
+from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, percent, signed, table, training_table
 from pocketqa.runs import RunFile, TaskComparison, compare_tasks
 from pocketqa.statistics import Interval
 from pocketqa.task_scores import SIX, compare_means, mean_of_tasks
@@ -172,7 +172,7 @@ def _against(first: RunFile, second: RunFile) -> TaskComparison:
 def _retention(outcome: TaskComparison) -> str:
     if outcome.retention is None:
         return "none: the teacher's score is not shown to be above 0"
-    return _percent(outcome.retention.to_json())
+    return _without_unit(outcome.retention)
 
 
 def ablation_lines(runs: Runs, link: Link) -> list[str]:
@@ -192,12 +192,13 @@ def _ablation_row(row: JSON, kept: bool) -> tuple[str, ...]:
     difference = "reference" if row["difference"] is None else signed(Interval.from_json(row["difference"]))
     paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
     cells = (row["words"], f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", row["against"] or "", difference)
-    retention = [_percent(row.get("retention"))] if kept else []
+    retention = [_without_unit(Interval.from_json(row["retention"])) if row.get("retention") else ""] if kept else []
     return (*cells, ", ".join(by_seed), paper, *retention)
 
 
-def _percent(kept: JSON | None) -> str:
-    return "" if kept is None else f"{kept['value']:.1f} [{kept['low']:.1f}, {kept['high']:.1f}]"
+def _without_unit(kept: Interval) -> str:
+    """A percentage in a column that says so."""
+    return percent(kept).replace(" %", "")
 
 
 def speed_lines(runs: Runs, link: Link) -> list[str]:
