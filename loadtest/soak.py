@@ -34,6 +34,7 @@ MEBIBYTE = 1 << 20
 MAX_MEMORY_SLOPE = 1.0  # MiB in 10,000 requests
 MAX_COUNT_SLOPE = 1.0  # files or threads in 10,000 requests
 SETTLED = 0.2  # share of the samples that are not counted
+LEAST_SAMPLES = 5  # of which three and more are counted
 OVERLOADED = 429
 LEAVING_BYTES = 40  # of a request, after which a client that leaves early is gone
 
@@ -256,7 +257,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of kinds and questions (default: %(default)s)")
     parser.add_argument("--serve-options", type=str.split, default=[], metavar="TEXT", help='options of `pocketqa serve`, as "--engine onnxruntime"')
     parser.add_argument("--out", type=Path, metavar="FILE", help="write samples and slopes as JSON")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    for name, least in (("users", 1), ("samples", LEAST_SAMPLES), ("requests", given.samples)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name} must be at least {least}, found {getattr(given, name)}")
+    return given
 
 
 if __name__ == "__main__":

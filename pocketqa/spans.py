@@ -23,6 +23,7 @@ from pocketqa.features import Encoded, padded_flags
 from pocketqa.types import Answer, Floats, NoAnswer, Request, Result, SpanLogits, SpanOptions, StageTimings, Window
 
 ZERO_WIDTH_JOINER = "\u200d"
+LONGEST_CHARACTER = 32  # code points: Unicode's stream-safe text has at most 30 marks in a row, and no emoji has as many parts
 FIRST_MARK = "\u0300"  # of all that joins: letters of most texts need no look into Unicode's tables
 WINDOWS_AT_ONCE = 8  # of one array z: temporaries stay below a megabyte, and short passages are not padded to a long one far from them
 
@@ -136,11 +137,13 @@ def _distinct(
             found.append((-float(z[d, w, i]), window.source, begin, end))
     chosen: list[Answer] = []
     for negative, source, begin, end in sorted(found):
+        if not options.overlaps and _overlaps(chosen, source, begin, end):
+            continue  # as most do: their characters need no look
         context = request.contexts[source]
         begin, end = whole_characters(context, begin, end)
-        rivals = [a for a in chosen if a.source == source and begin < a.end and a.start < end]
         # Several tokens may stand on one character (Hangul), so even overlapping spans are kept once each.
-        if any(options.overlaps is False or (a.start, a.end) == (begin, end) for a in rivals):
+        taken = any((a.source, a.start, a.end) == (source, begin, end) for a in chosen)
+        if taken if options.overlaps else _overlaps(chosen, source, begin, end):
             continue
         chosen.append(Answer(context[begin:end], begin, end, min(1.0, float(np.exp(-negative - log_total))), source))
         if len(chosen) == options.top_k:
@@ -148,13 +151,18 @@ def _distinct(
     return chosen
 
 
+def _overlaps(answers: Sequence[Answer], source: int, begin: int, end: int) -> bool:
+    return any(a.source == source and begin < a.end and a.start < end for a in answers)
+
+
 def whole_characters(text: str, begin: int, end: int) -> tuple[int, int]:
     """`begin` and `end` moved outwards over combining marks, variation selectors, emoji modifiers, tags (of flags) and joined emoji, so that no
-    visible character is cut.
+    visible character is cut; each by LONGEST_CHARACTER code points at most.
     """
-    while _inside(text, begin):
+    first, last = begin - LONGEST_CHARACTER, end + LONGEST_CHARACTER
+    while begin > first and _inside(text, begin):
         begin -= 1
-    while _inside(text, end):
+    while end < last and _inside(text, end):
         end += 1
     return begin, end
 

@@ -85,7 +85,7 @@ def check_media_type(request: Request, may_be_untyped: bool = False) -> None:
 
 async def read_bounded(request: Request, limit: int) -> bytes:
     """The body, of at most `limit` bytes.  Raises BodyTooLarge as soon as more is announced or has arrived; the server sees to the rest."""
-    announced = request.headers.get("content-length", "")
+    announced = request.headers.get("content-length", "").lstrip("0")
     if announced.isdecimal() and int(announced) > limit:
         raise BodyTooLarge(f"The body has {int(announced):,} bytes; at most {limit:,} are taken.")
     parts: list[bytes] = []

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _TEXT_THREADS = 2
 _CHARACTER_SECONDS = 3e-7  # to tokenise a character, before any were; learned from then on
+_MOST_CHARACTER_SECONDS = 10 * _CHARACTER_SECONDS  # what many windows on few characters take says nothing of other texts
 _GAIN = 0.05
 
 
@@ -105,13 +106,15 @@ class Inference:
         return self._answered(role, result, time.perf_counter() - began)
 
     async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
-        """One model's answers to several questions, in their order; in the place of one that failed stands its error."""
-        began = time.perf_counter()
-        async with self._request(role) as clock:
-            with self._tokenising(questions, clock):
-                made, waited = await self._in_thread(lambda: [self._try_encode(question, self._pair[role]) for question in questions])
-            pairs = zip(questions, made, strict=True)
-            return list(await asyncio.gather(*(self._answer_one(role, question, encoded, clock, began, waited) for question, encoded in pairs)))
+        """As `answer`, of several questions at once, in their order; in the place of one that failed stands its error."""
+
+        async def outcome(question: Question) -> Answered | PocketQAError:
+            try:
+                return await self.answer(role, question)
+            except PocketQAError as error:
+                return error
+
+        return list(await asyncio.gather(*map(outcome, questions)))
 
     async def compare(self, question: Question) -> Compared:
         """Both models' answers on the same windows, in an order drawn anew each time: the second would otherwise always find caches warm."""
@@ -152,45 +155,26 @@ class Inference:
         if self.mirror is not None and role == "student":
             self.mirror(question, encoded, result)
 
-    async def _answer_one(
-        self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: _Clock, began: float, waited: float
-    ) -> Answered | PocketQAError:
-        if isinstance(encoded, PocketQAError):
-            return encoded
-        try:
-            self._scheduler.admit({role: encoded.windows}, clock.deadline)
-            result = await self._read(self._pair[role], question, encoded, clock, waited)
-        except PocketQAError as error:
-            return error
-        self._show(role, question, encoded, result)
-        return self._answered(role, result, time.perf_counter() - began)
-
     async def _encode(self, question: Question, readers: Sequence[Served], clock: _Clock) -> tuple[Encoded, float]:
-        with self._tokenising([question], clock):
+        with self._tokenising(question, clock):
             return await self._in_thread(lambda: self._make_windows(question, readers))
 
     @contextmanager
-    def _tokenising(self, questions: Sequence[Question], clock: _Clock) -> Iterator[None]:
+    def _tokenising(self, question: Question, clock: _Clock) -> Iterator[None]:
         """Around making windows: what waits to be tokenised counts as waiting too.  Raises Overloaded."""
         self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS)
-        characters = sum(len(text) for question in questions for text in (question.request.question, *question.request.contexts))
+        characters = _characters(question)
         self._characters += characters
         try:
             yield
         finally:
             self._characters -= characters
 
-    def _try_encode(self, question: Question, served: Served) -> Encoded | PocketQAError:
-        try:
-            return self._make_windows(question, [served])
-        except PocketQAError as error:
-            return error
-
     def _make_windows(self, question: Question, readers: Sequence[Served]) -> Encoded:
         # Both models share a vocabulary, so either tokenizer will do.
         encoded = encode(self._pair.student.reader, question, self._settings.max_windows)
-        characters = sum(map(len, (question.request.question, *question.request.contexts)))
-        self._character_seconds += _GAIN * (encoded.seconds / characters - self._character_seconds)
+        found = min(encoded.seconds / _characters(question), _MOST_CHARACTER_SECONDS)
+        self._character_seconds += _GAIN * (found - self._character_seconds)
         for served in readers:  # options that decoding would refuse are refused before a forward pass is spent on them
             check_options(encoded, question.span_options(served.reader.no_answer), served.reader.no_answer)
         return encoded
@@ -217,3 +201,7 @@ class Inference:
             raise
         except BaseException as panic:  # a panic of the tokenizer's Rust code is no Exception, and nothing above would answer it
             raise EngineError(f"A library panicked: {type(panic).__name__}") from panic
+
+
+def _characters(question: Question) -> int:
+    return sum(map(len, (question.request.question, *question.request.contexts)))

@@ -171,7 +171,7 @@ class Metrics:
         self._queue_requests.labels(role).set_function(requests)
 
     def watch_workers(self, workers: Workers) -> None:
-        """Read the memory of the processes that compute ("rss_bytes" of each) from this whenever the metrics are."""
+        """Read the memory of the processes that compute ("rss_bytes" of each "worker") from this whenever the metrics are."""
         self._workers.read = workers
 
     def http(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -194,7 +194,7 @@ class _Workers(Collector):
         workers = self.read()
         yield GaugeMetricFamily("pocketqa_workers", "Processes that compute.", len(workers))
         memory = GaugeMetricFamily("pocketqa_worker_resident_memory_bytes", "Resident memory of each process that computes.", labels=["worker"])
-        for number, worker in enumerate(workers):
+        for worker in workers:
             if isinstance(held := worker["rss_bytes"], int):
-                memory.add_metric([str(number)], held)
+                memory.add_metric([str(worker["worker"])], held)
         yield memory

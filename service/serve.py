@@ -59,9 +59,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise OptionsError(
-            f"Expected an address to listen on, found that {host} port {port} cannot be used: {error.strerror or error}. "
+            f"Expected an address to listen on, found that {host} port {port} cannot be used: {getattr(error, 'strerror', None) or error}. "
             "Name another with --host and --port (or POCKETQA_HOST and POCKETQA_PORT); port 0 takes a free one."
         ) from None
     # Connections inherit this.  Header and body of an answer leave in two writes: on a kept connection the second would otherwise wait some

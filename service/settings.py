@@ -74,10 +74,10 @@ def _host_names(text: str) -> tuple[str, ...]:
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip() for origin in text.split(","))
-    if not all(re.fullmatch(r"https?://[A-Za-z0-9._\[\]:-]+", origin) for origin in origins):
+    origins = tuple(origin.strip().lower() for origin in text.split(","))
+    if not all(re.fullmatch(r"https?://[a-z0-9._\[\]:-]+", origin) for origin in origins):
         raise ValueError
-    return origins
+    return tuple(re.sub(r"^(http:.*):80$|^(https:.*):443$", r"\1\2", origin) for origin in origins)  # as browsers send them
 
 
 def _name(text: str) -> str:
@@ -115,7 +115,7 @@ class Settings:
     precision: str | None = _setting(
         None, _one_of("fp32", "bf16", "int8"), "precision of the arithmetic; unset: int8 where the folder holds such a form, else the engine's own"
     )
-    threads: int | None = _setting(None, _whole(1, 1024), "threads of one forward pass; unset: all usable cores")
+    threads: int | None = _setting(None, _whole(1, 1024), "threads of one forward pass; unset: the usable cores, shared out to the workers")
     host: str = _setting("127.0.0.1", _HOST, "address to listen on")
     port: int = _setting(8000, _whole(0, 65535), "port to listen on; 0 takes a free one")
     max_body_bytes: int = _setting(1 << 20, _whole(1024, 1 << 30), "largest request body in bytes")

@@ -384,6 +384,7 @@ public final class QuestionReader {
         var chosen: [Answer] = []
         var places: [Range<Int>] = []
         for span in spans where chosen.count < count {
+            if places.contains(where: { $0.overlaps(span.start..<span.end) }) { continue }  // as most do
             let place = wholeCharacters(scalars, span.start, span.end)
             if places.contains(where: { $0.overlaps(place) }) { continue }
             places.append(place)
@@ -427,14 +428,17 @@ public final class QuestionReader {
 
 private let zeroWidthJoiner: UInt32 = 0x200D
 private let firstMark: UInt32 = 0x300  // of all that joins
+private let longestCharacter = 32  // code points
 
 /// `begin` and `end` moved outwards over combining marks, variation selectors, emoji modifiers, tags (of flags) and joined emoji, so that no visible
-/// character is cut: `whole_characters` of pocketqa/spans.py, line by line.
+/// character is cut; each by `longestCharacter` at most: `whole_characters` of pocketqa/spans.py, line by line.
 func wholeCharacters(_ scalars: [Unicode.Scalar], _ begin: Int, _ end: Int) -> Range<Int> {
     var begin = begin
     var end = end
-    while isInside(scalars, begin) { begin -= 1 }
-    while isInside(scalars, end) { end += 1 }
+    let first = begin - longestCharacter
+    let last = end + longestCharacter
+    while begin > first && isInside(scalars, begin) { begin -= 1 }
+    while end < last && isInside(scalars, end) { end += 1 }
     return begin..<end
 }
 

@@ -119,7 +119,7 @@ def check_exposure(settings: Settings) -> None:
         return
     try:
         found = socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
+    except (OSError, UnicodeError):
         return  # listening fails on it, and says why
     if not all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found):
         raise OptionsError(

@@ -136,7 +136,7 @@ class ThreadEngine:
 
     def processes(self) -> list[dict[str, object]]:
         """This process."""
-        return [process_facts(os.getpid(), threading.active_count(), time.monotonic() - self._began, 0)]
+        return [process_facts(os.getpid(), threading.active_count(), time.monotonic() - self._began, 0) | {"worker": 0}]
 
     async def close(self) -> None:
         """Let the thread go."""

@@ -215,8 +215,8 @@ class WorkerEngine:
         self._changed = changed
 
     def processes(self) -> list[dict[str, object]]:
-        """The worker processes that are running."""
-        return [facts for lane in self._lanes if (facts := lane.facts(self._threads)) is not None]
+        """The worker processes that are running, each with the number of its lane."""
+        return [facts | {"worker": number} for number, lane in enumerate(self._lanes) if (facts := lane.facts(self._threads)) is not None]
 
     async def close(self) -> None:
         """End the workers."""

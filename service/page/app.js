@@ -147,7 +147,8 @@ async function fetchJson(path, options = {}) {
   const error = data?.error;
   const seconds = response.status === 429 && response.headers.get("retry-after");
   const next = seconds ? `Try again in ${seconds} second${seconds === "1" ? "" : "s"}.` : response.status === 503 && error?.hint;
-  throw new Error(error ? [error.message, next].filter(Boolean).join(" ") : `The service answered with status ${response.status}.`);
+  const message = error ? [error.message, next].filter(Boolean).join(" ") : `The service answered with status ${response.status}.`;
+  throw Object.assign(new Error(message), { status: response.status });
 }
 
 function setRunning(on) {
@@ -234,7 +235,11 @@ function describe(model) {
   return item;
 }
 
+let loading = false;
+
 async function loadModels() {
+  if (loading || $("version").textContent) return;
+  loading = true;
   // The page is there before the models are warm.
   for (let attempt = 0; attempt < 120; attempt += 1) {
     try {
@@ -242,12 +247,14 @@ async function loadModels() {
       $("models").replaceChildren(...models.map(describe));
       if (shadow) $("models").append(make("li", "", `Shadow: ${percent(shadow)} of the student's requests are put to the teacher too, to compare.`));
       $("version").textContent = `version ${version}`;
-      return;
+      break;
     } catch (error) {
       $("models").replaceChildren(make("li", "", error.message));
+      if (error.status === 401) break; // until there is a key
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
+  loading = false;
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -272,6 +279,7 @@ $("sample").addEventListener("change", (event) => chooseSample(event.target.valu
 $("key").addEventListener("change", () => {
   complain("");
   if (!samples.length) loadSamples().catch((error) => complain(error.message));
+  loadModels();
 });
 if (/Mac|iPhone|iPad/.test(navigator.platform)) $("modifier").textContent = "⌘";
 loadSamples().catch((error) => complain(error.message));

@@ -18,10 +18,12 @@ def aligned(answers: Iterable[Answer], contexts: Sequence[str], wanted: int) -> 
     """The first `wanted` answers widened to whole words; of several that then overlap only the best stays."""
     chosen: list[Answer] = []
     for answer in answers:
-        widened = answer if answer.is_no_answer else _widened(answer, contexts[answer.source])
-        if not any(widened.source == other.source and widened.start < other.end and other.start < widened.end for other in chosen):
-            chosen.append(widened)
-    return chosen[:wanted]
+        if len(chosen) == wanted:
+            break
+        # Words overlap where parts of them do, so that no word is walked through twice.
+        if not any(answer.source == other.source and answer.start < other.end and other.start < answer.end for other in chosen):
+            chosen.append(answer if answer.is_no_answer else _widened(answer, contexts[answer.source]))
+    return chosen
 
 
 def _widened(answer: Answer, context: str) -> Answer:

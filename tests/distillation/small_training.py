@@ -120,7 +120,7 @@ def main(folder: Path) -> None:
     mine = folder if processes.is_main() else folder / f"of-rank-{processes.rank()}"
     second = processes.rank() == 1
     train(mine / "plain")
-    train(mine / "dropout", dropout=0.2)
+    train(mine / "dropout", dropout=0.2, at={0: lambda: print("seed", torch.initial_seed(), file=sys.stderr)})
     for name, dropout in (("stopped", 0.2), ("handed-on", 0.0)):
         try:
             train(mine / name, dropout=dropout, at={9: stop} if second else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,12 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, data: Path, tea
     with pytest.raises(TypeError):  # the development score needs it, at the end
         classify.main([*common, "--out", str(tmp_path / "resumed")])
     monkeypatch.undo()
+    edited = shutil.copytree(data / "sst2", tmp_path / "edited" / "sst2")
+    (edited / "train.tsv").write_text((edited / "train.tsv").read_text().replace("lamp", "chair", 1))
+    for changed in (["--learning-rate", "1e-5"], ["--data", str(edited.parent)], [str(tiny_distilbert(tmp_path / "other", seed=9)), *common[1:]]):
+        words = changed if changed[0][0] == "/" else [*common, *changed]
+        with pytest.raises(TrainingError, match="other data, options or starting weights"):
+            classify.main([*words, "--out", str(tmp_path / "resumed")])
     assert classify.main([*common, "--out", str(tmp_path / "resumed")]) == 0
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
     assert all((first[name] == second[name]).all() for name in first)

@@ -173,6 +173,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, teacher: Path, text: 
     with monkeypatch.context() as patch:
         patch.setattr(distill, "masked_batch", stops)
         assert distill.main([*command, "--out", str(tmp_path / "resumed")]) == 143
+    edited, other = tmp_path / "edited.txt", tmp_path / "other"
+    edited.write_text(text.read_text().replace("red", "blue", 1))
+    shutil.copytree(teacher, other)
+    flip(other / "model.safetensors")
+    (other / "manifest.json").unlink()  # which would name the change
+    for changed in (
+        [*command, "--learning-rate", "1e-5"],
+        [*command, "--corpus", str(edited)],
+        [*command, "--heads", "4"],
+        [str(other), *command[1:]],
+    ):
+        with pytest.raises(TrainingError, match="other data, options or starting weights"):
+            distill.main([*changed, "--out", str(tmp_path / "resumed")])
     assert distill.main([*command, "--out", str(tmp_path / "resumed")]) == 0
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
     assert straight.keys() == resumed.keys()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertMo
 
 from distillation import grow, pretrain
 from distillation.text import lm, mlm
-from distillation.text.corpus import CorpusOptions, open_corpus
-from distillation.text.masking import masked_batch
+from distillation.text.corpus import Corpus, CorpusOptions, open_corpus
+from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.folders import ModelFolder
@@ -98,6 +100,26 @@ def test_a_student_trains_on_without_a_new_head(tmp_path: Path, text: Path, caps
     err = capsys.readouterr().err
     assert "one document each" in err
     assert ModelFolder(tmp_path / "second").read_manifest().parent == ModelFolder(tmp_path / "first").read_manifest().files["model.safetensors"]
+
+
+def test_a_stopped_run_goes_on_with_the_same_words_alone(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base(tmp_path / "base", vocabulary=VOCABULARY)
+    command = [str(base), "--layers", "4", "--corpus", str(text), "--out", str(tmp_path / "out"), "--tokens", "2000", *SMALL]
+
+    def stops(corpus: Corpus, indices: Sequence[int], step: int, recipe: PretrainRecipe) -> MaskedBatch:
+        signal.raise_signal(signal.SIGTERM)
+        return masked_batch(corpus, indices, step, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "masked_batch", stops)
+        assert pretrain.main(command) == 143
+    edited, other = tmp_path / "edited.txt", tiny_base(tmp_path / "other", vocabulary=VOCABULARY, seed=1)
+    edited.write_text(text.read_text().replace("red", "blue", 1))
+    changes: list[list[str]] = [["--learning-rate", "1e-5"], ["--corpus", str(edited)], ["--insert", "quiet"]]
+    for changed in (*([*command, *words] for words in changes), [str(other), *command[1:]]):
+        with pytest.raises(TrainingError, match="other data, options or starting weights"):
+            pretrain.main(changed)
+    assert pretrain.main(command) == 0
 
 
 def test_the_loss_is_the_librarys_at_the_masked_positions(tmp_path: Path, text: Path) -> None:

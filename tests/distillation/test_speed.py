@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 from pathlib import Path
 
@@ -143,4 +144,5 @@ def test_what_cannot_be_measured_is_refused(places: tuple[Path, Path, Path], tmp
 
 
 def test_the_allocator_can_be_set_and_put_back() -> None:
-    assert memory.keep_pages() == memory.give_back_pages()
+    possible = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+    assert (memory.keep_pages(), memory.give_back_pages()) == (possible, possible)

@@ -87,12 +87,13 @@ def test_probes_ask_what_they_should_and_overload_fails_none() -> None:
 
 
 def test_the_grace_period_covers_drain_and_the_longest_answer() -> None:
-    environment = {item["name"]: item["value"] for item in container()["env"]}
+    environment = {item["name"]: item["value"].replace("$(NAMESPACE)", "qa") for item in container()["env"] if "value" in item}
     settings = Settings.read([], environment)  # each is one that the service takes
     assert {PREFIX + item.name.upper() for item in fields(Settings)} >= set(environment)
     assert BY_KIND["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > settings.drain_seconds + settings.deadline_seconds
     probe = container()["readinessProbe"]
     assert settings.drain_seconds > probe["periodSeconds"] * probe["failureThreshold"]
+    assert "pocketqa.qa" in settings.trusted_hosts
     assert settings.threads == int(container()["resources"]["requests"]["cpu"])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import soak
 from loadtest.closed_loop import ExchangeError
 from loadtest.questions import load_questions
 from loadtest.soak import HALF, INVALID, KINDS, LEAVING_BYTES, LONG, MALFORMED, Sample, Slopes, plan_of, request_of, retry_after, slopes_of
@@ -33,6 +34,20 @@ def test_what_grows_is_named() -> None:
 def test_too_few_samples_have_no_slope() -> None:
     with pytest.raises(ValueError, match="at least three samples after the first fifth, found 2"):
         slopes_of([Sample(at, at, 1.0, 1, 1) for at in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--users", "0"], "--users must be at least 1, found 0"),
+        (["--samples", "2"], "--samples must be at least 5, found 2"),
+        (["--requests", "9", "--samples", "10"], "--requests must be at least 10, found 9"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_it_begins(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        soak.main(words)
+    assert message in capsys.readouterr().err
 
 
 def test_all_kinds_are_sent_as_often_as_they_should_be() -> None:

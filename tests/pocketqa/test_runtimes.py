@@ -11,6 +11,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,11 +225,14 @@ def test_settings_that_cannot_be(settings, error, message):
 
 
 def test_info_says_what_computes():
-    runtime = open_runtime(ModelFolder(model_folder("bert")), "onnxruntime", threads=2)
+    runtime: Any = open_runtime(ModelFolder(model_folder("bert")), "onnxruntime", threads=2)
     assert (runtime.info.engine, runtime.info.precision, runtime.info.threads) == ("onnxruntime", "fp32", 2)
+    assert runtime._session.get_session_options().intra_op_num_threads == 2
     assert runtime.lengths is None and runtime.max_batch is None
     default = open_runtime(ModelFolder(model_folder("bert")), "openvino", precision="fp32")
     assert (default.info.engine, default.info.precision, default.info.threads) == ("openvino", "fp32", usable_cores())
+    one: Any = open_runtime(ModelFolder(model_folder("bert")), "openvino", precision="fp32", threads=1)
+    assert one.info.threads == one._compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_auto_takes_openvino_where_the_processor_computes_bf16():

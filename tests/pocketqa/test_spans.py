@@ -241,6 +241,15 @@ def test_characters_stay_whole(text, span, whole):
     assert spans.whole_characters(text, *span) == whole
 
 
+def test_joiners_without_end_make_no_endless_character(tokenizer):
+    text = ".\u200d" * 5000  # all of it one character, if each joined; so that no second answer would be found among the spans
+    assert spans.whole_characters(text, 5000, 5001) == (5000 - 32, 5001 + 32)
+    encoded = encode(tokenizer, text)
+    answers = spans.decode(encoded, random_logits(encoded, seed=0), SpanOptions(top_k=3))[0].answers
+    assert len(answers) == 3
+    assert all(64 < answer.end - answer.start <= 2 * 32 + 2 * 30 for answer in answers)
+
+
 def test_an_answer_keeps_its_marks(tokenizer):
     text = "by Ade\u0301 in 1850"
     encoded = encode(tokenizer, text)

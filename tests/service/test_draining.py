@@ -6,8 +6,6 @@ import asyncio
 import json
 import signal
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from service.edge.server import config
 from service.serve import listen
 from service.settings import Settings
 from tests.service.tiny_pair import make_pair
+from tests.service.waiting import until
 
 ASK = json.dumps({"question": "who?", "context": "built by Ada", "model": "teacher"}).encode()
 
@@ -47,13 +46,6 @@ class Client:
     async def ask(self, path: str) -> tuple[int, dict[str, str], dict[str, object]]:
         self.send(path)
         return await self.receive()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "waited for 20 seconds"
-        await asyncio.sleep(0.01)
 
 
 def test_the_leave_is_taken_in_order(tmp_path: Path) -> None:

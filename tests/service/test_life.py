@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from pocketqa.errors import EngineError, IncompleteFolder, OptionsError, VocabularyMismatch
 from pocketqa.types import Batch, SpanLogits
 from service.app import create_app
+from service.edge.gates import check_exposure
 from service.models import Pair, Served, open_pair
 from service.serve import listen, main, url
 from service.settings import Settings
@@ -135,6 +136,10 @@ def test_an_address_in_use_is_an_error_that_names_it() -> None:
 def test_an_unknown_host_is_an_error_that_names_it() -> None:
     with pytest.raises(OptionsError, match=r"256\.0\.0\.1 port 8000 cannot be used"):
         listen("256.0.0.1", 8000)
+    for host in ("a..b", f"{'a' * 64}.example"):  # no name at all, for which Python has an error of another kind
+        check_exposure(Settings(host=host))
+        with pytest.raises(OptionsError, match=f"{host} port 8000 cannot be used"):
+            listen(host, 8000)
 
 
 def test_a_wildcard_address_is_shown_as_one_that_a_browser_takes() -> None:

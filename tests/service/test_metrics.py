@@ -107,11 +107,11 @@ def test_the_queue_is_read_when_it_is_asked_for() -> None:
 
 def test_workers_come_and_go() -> None:
     metrics = Metrics()
-    workers: list[dict[str, object]] = [{"rss_bytes": 1000}, {"rss_bytes": None}, {"rss_bytes": 3000}]
+    workers: list[dict[str, object]] = [{"worker": 0, "rss_bytes": 1000}, {"worker": 1, "rss_bytes": None}, {"worker": 3, "rss_bytes": 3000}]
     metrics.watch_workers(lambda: workers)
     found = read(metrics)
-    assert value(found, "pocketqa_workers") == 3
-    assert value(found, "pocketqa_worker_resident_memory_bytes", worker="2") == 3000
+    assert value(found, "pocketqa_workers") == 3  # the one numbered 2 is being started
+    assert value(found, "pocketqa_worker_resident_memory_bytes", worker="3") == 3000
     assert ("pocketqa_worker_resident_memory_bytes", (("worker", "1"),)) not in found  # a system that does not tell
     workers.clear()
     assert value(read(metrics), "pocketqa_workers") == 0
@@ -163,13 +163,15 @@ def test_what_was_asked_stands_there(fresh: TestClient) -> None:
 
 
 def test_the_stages_of_real_requests_add_up_within_two_percent(fresh: TestClient) -> None:
-    for _ in range(20):
-        fresh.post("/v1/answer", json=QUESTION)
+    said = [fresh.post("/v1/answer", json=QUESTION).json()["timings"] for _ in range(20)]
     found = samples(fresh.get("/metrics").text)
     whole = value(found, "pocketqa_answer_duration_seconds_sum", model="student")
     stages = [v for (name, labels), v in found.items() if name == "pocketqa_stage_duration_seconds_sum" and ("model", "student") in labels]
     assert len(stages) == 5
     assert sum(stages) == pytest.approx(whole, rel=0.02)
+    for stage in ("tokenise", "queue", "forward", "decode"):
+        seconds = value(found, "pocketqa_stage_duration_seconds_sum", model="student", stage=stage)
+        assert 1000 * seconds == pytest.approx(sum(timings[stage] for timings in said), rel=0.02, abs=0.02)
 
 
 def test_names_and_help_keep_the_conventions(fresh: TestClient) -> None:

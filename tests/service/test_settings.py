@@ -42,6 +42,16 @@ def test_every_field_is_a_variable_and_a_flag() -> None:
     assert Settings.read([f"--{name.replace('_', '-')}={text}" for name, text in texts.items()], {}) == wanted
 
 
+def test_origins_are_kept_as_browsers_send_them() -> None:
+    given = "https://App.Example.org:443, http://b:80,https://c:80,http://[::1]:8080"
+    assert Settings.read([], {"POCKETQA_CORS_ORIGINS": given}).cors_origins == (
+        "https://app.example.org",
+        "http://b",
+        "https://c:80",
+        "http://[::1]:8080",
+    )
+
+
 def test_a_flag_wins_over_its_variable_even_a_bad_one() -> None:
     assert Settings.read(["--port", "9000"], {"POCKETQA_PORT": "eight"}).port == 9000
 

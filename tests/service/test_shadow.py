@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pocketqa.errors import EngineError
-from pocketqa.types import NoAnswer
+from pocketqa.types import NoAnswer, Result
 from service import shadow as module
 from service.app import create_app
 from service.engine.process import Worker
@@ -34,6 +33,7 @@ from tests.service.engine.hand_engine import HandEngine, settle
 from tests.service.engine.tiny_worker import MODULE
 from tests.service.test_metrics import read, samples, value
 from tests.service.tiny_pair import make_pair, make_tokenizer
+from tests.service.waiting import until
 
 QUESTION = "who built it?"
 BY_BELL = {"question": QUESTION, "context": "the mill was built by bell"}
@@ -128,12 +128,6 @@ class Desk:
         found = read(self.metrics)
         return {outcome: value(found, "pocketqa_shadow_requests_total", outcome=outcome) for outcome in ("compared", "dropped", "failed")}
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < end, "waited for 20 seconds"
-            await asyncio.sleep(0.002)
-
 
 def test_the_share_is_drawn_with_a_seed_whatever_is_asked(tmp_path: Path) -> None:
     desk = Desk(tmp_path, 0.25)
@@ -152,15 +146,15 @@ def test_it_waits_while_the_service_is_not_quiet_also_between_windows(tmp_path: 
         await asyncio.sleep(0.05)
         assert desk.lane.given == []
         desk.quiet = True
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         desk.quiet = False
         await desk.lane.finish()
         await asyncio.sleep(0.05)
         assert len(desk.lane.given) == 1 and desk.lane.given[0][0] == "teacher" and desk.lane.given[0][1].shape == (1, 32)
         desk.quiet = True
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         await desk.lane.finish()
-        await desk.until(lambda: desk.outcomes()["compared"] == 1)
+        await until(lambda: desk.outcomes()["compared"] == 1)
         assert len(desk.lane.given) == 2
         await desk.shadow.close()
 
@@ -176,9 +170,9 @@ def test_what_does_not_fit_is_dropped_and_room_comes_back(tmp_path: Path) -> Non
         desk.offer(MOST_WINDOWS + 5)
         assert desk.outcomes()["dropped"] == 5
         desk.quiet = True
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         await desk.lane.finish()
-        await desk.until(lambda: desk.outcomes()["compared"] == 1)
+        await until(lambda: desk.outcomes()["compared"] == 1)
         desk.offer(2)
         assert desk.outcomes()["dropped"] == 6
         desk.shadow.stop()
@@ -195,8 +189,22 @@ def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         desk.quiet = False
         desk.shadow.start(desk.engine)
         desk.offer(3)
-        await desk.until(lambda: desk.outcomes()["dropped"] == 3)
+        await until(lambda: desk.outcomes()["dropped"] == 3)
         assert desk.lane.given == []
+        await desk.shadow.close()
+
+    asyncio.run(scene())
+
+
+def test_what_the_teacher_could_not_say_is_not_put_to_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        desk = Desk(tmp_path)  # whose teacher, unlike many a student, was not trained for it
+        desk.shadow.start(desk.engine)
+        question = read_question(AnswerRequest.model_validate({"question": QUESTION, "context": "mill", "no_answer": True}), Settings())
+        encoded = encode(desk.pair.student.reader, question, 9)
+        desk.shadow.offer(question, encoded, Result(()))
+        assert desk.outcomes() == {"compared": 0, "dropped": 1, "failed": 0}
+        assert not desk.lane.given
         await desk.shadow.close()
 
     asyncio.run(scene())
@@ -207,17 +215,17 @@ def test_a_teacher_that_fails_is_tried_again_with_the_next_request(tmp_path: Pat
         desk = Desk(tmp_path)
         desk.shadow.start(desk.engine)
         desk.offer(2)
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         await desk.lane.fail(EngineError("no"))
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         await desk.lane.finish()
-        await desk.until(lambda: desk.outcomes() == {"compared": 1, "dropped": 0, "failed": 1})
+        await until(lambda: desk.outcomes() == {"compared": 1, "dropped": 0, "failed": 1})
         desk.lane.alive = False  # a worker that died: its successor takes what waits
         desk.offer()
         await asyncio.sleep(0.05)
         assert len(desk.lane.given) == 2
         desk.lane.alive = True
-        await desk.until(lambda: desk.lane.busy)
+        await until(lambda: desk.lane.busy)
         await desk.shadow.close()
 
     asyncio.run(scene())

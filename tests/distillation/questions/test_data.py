@@ -55,11 +55,14 @@ def test_negative_windows_can_be_left_out(tokenizer: Tokenizer, examples: list[Q
     assert all(item.end > 0 for item in windows)
 
 
-def test_wrong_paragraphs_stay_in_the_article_and_hold_no_answer(examples: list[QAExample]) -> None:
+def test_wrong_paragraphs_stay_in_the_article_and_hold_no_answer(tokenizer: Tokenizer, examples: list[QAExample]) -> None:
     answerable = [e for e in examples if e.answers]
     wrong = wrong_paragraphs(answerable, 100, seed=3)
     assert wrong
     assert wrong == wrong_paragraphs(answerable, 100, seed=3)
+    assert wrong_paragraphs(answerable, 3, seed=3) == wrong[:3]
+    share = NegativeOptions(windows=0.0, wrong_paragraph=0.25)
+    assert sum(item.wrong_paragraph for item in training_windows(answerable, tokenizer, OPTIONS, share, seed=0)) == round(0.25 * len(answerable))
     originals = {e.id: e for e in answerable}
     for example in wrong:
         original = originals[example.id.removesuffix("-wrong-paragraph")]

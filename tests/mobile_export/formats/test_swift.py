@@ -58,8 +58,8 @@ def swift_rule() -> Callable[[str, int, int], tuple[int, int]]:
         | {r"\((0x\w+)\.\.\.(0x\w+)\)\.contains\((\w+)\)": r"(\1 <= \3 <= \2)"},
     )
     around = in_python(body("wholeCharacters"), both | {r"^(while .*?) \{ (.*) \}$": r"\1: \2", r"begin\.\.<end": "(begin, end)"})
-    constants = re.findall(r"^private let (\w+): UInt32 = (0x\w+)", SWIFT.read_text(encoding="utf-8"), re.MULTILINE)
-    scope: dict[str, Any] = {name: int(value, 16) for name, value in constants}
+    constants = re.findall(r"^private let (\w+)(?:: UInt32)? = (\w+)", SWIFT.read_text(encoding="utf-8"), re.MULTILINE)
+    scope: dict[str, Any] = {name: int(value, 0) for name, value in constants}
     scope |= {"unicodedata": unicodedata, "names": lambda listed: [CATEGORIES[name] for name in listed.split(", ")]}
     for name, arguments, lines in (("isInside", "scalars, place", inside), ("wholeCharacters", "scalars, begin, end", around)):
         exec("\n    ".join([f"def {name}({arguments}):", *lines.splitlines()]), scope)
@@ -74,6 +74,7 @@ def test_answers_in_an_app_end_where_those_of_this_library_do() -> None:
         text = "".join(draw.choices(ALPHABET, k=draw.randint(0, 8)))
         begin, end = sorted(draw.randint(0, len(text)) for _ in range(2))
         assert rule(text, begin, end) == whole_characters(text, begin, end), ascii(text)
+    assert rule("x\u200d" * 90, 80, 81) == whole_characters("x\u200d" * 90, 80, 81) == (48, 113)
     assert "let place = wholeCharacters(scalars, span.start, span.end)" in SWIFT.read_text(encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 
 from fastapi import Request
 
@@ -68,6 +69,20 @@ def test_the_endpoint_of_a_client_that_left_is_cancelled(pair: Pair, caplog) -> 
             connection.close()
     assert (waiting.cancelled, waiting.finished) == (30, 10)
     assert caplog.records == []  # a departure is no error of ours
+
+
+def test_a_working_endpoint_is_not_under_the_deadlines(pair: Pair) -> None:
+    settings = Settings(access_log=False, header_seconds=0.3, body_seconds=0.3)
+    waiting = Waiting(settings, pair)
+    with running(waiting.app, settings) as served, served.connect() as connection:
+        connection.sendall(request("/wait", ASK))
+        wait_until(lambda: waiting.began == 1)
+        time.sleep(1)
+        waiting.open_gate()
+        for _ in range(2):
+            status, _, body = read_one(connection)
+            assert (status, body) == (200, b"%d" % len(ASK))
+            connection.sendall(request("/wait", ASK))
 
 
 def test_who_leaves_while_sending_its_body_leaves_nothing_behind(pair: Pair, caplog) -> None:

@@ -32,6 +32,7 @@ ODD = {
     "5,000 digits": (request(body=body('"top_k": ' + "9" * 5_000)), 400, "malformed_body"),
     "bad UTF-8": (request(body=PLAIN.replace(b"Ada", b"\xff\xfe")), 400, "malformed_body"),
     "19.8 MB": (request(body=b"", length=False)[:-2] + b"Content-Length: 19800000\r\n\r\n", 413, "body_too_large"),
+    "a length of 5,000 digits": (request(body=b"", length=False)[:-2] + b"Content-Length: " + b"0" * 5_000 + b"3\r\n\r\nabc", 400, "malformed_body"),
     "a length and chunks": (f"{JSON_TYPE}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(), 400, "malformed_http"),
     "a Host that is none": (request(body=PLAIN, host="a/b?c"), 400, "unknown_host"),
     "slow headers": (JSON_TYPE.encode(), 408, "request_timeout"),
@@ -41,7 +42,7 @@ ODD = {
 
 @pytest.mark.parametrize(("sent", "status", "code"), ODD.values(), ids=ODD.keys())
 def test_an_odd_request_has_its_right_answer_and_the_next_one_too(served: Running, sent: bytes, status: int, code: str) -> None:
-    assert len(ODD) == 18
+    assert len(ODD) == 19
     with served.connect() as connection:
         connection.sendall(sent)
         if code in ("malformed_http", "request_timeout"):

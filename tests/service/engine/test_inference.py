@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from pocketqa.errors import EngineError, PocketQAError, TextError
+from pocketqa.features import Encoded
 from pocketqa.types import Request, WindowOptions
+from service import inference as inference_module
+from service import questions
 from service.engine.lanes import ThreadEngine
 from service.engine.supervisor import WorkerEngine
 from service.errors import DeadlineExceeded, Overloaded, WorkerLost, error_headers
@@ -24,6 +27,7 @@ from service.questions import Question
 from service.settings import Settings
 from tests.service.engine.tiny_worker import DEADLY, MODULE, POISON, SLOW, SLOW_SECONDS
 from tests.service.tiny_pair import make_pair
+from tests.service.waiting import until
 
 
 def question(*contexts: str, text: str = "who built it?", max_tokens: int = 384, no_answer: bool | None = None) -> Question:
@@ -56,6 +60,11 @@ def sample(metrics: Metrics, name: str, model: str = "student") -> float:
     return metrics.registry.get_sample_value(name, {"model": model}) or 0.0
 
 
+def computes(inference: Inference, metrics: Metrics) -> bool:
+    """Whether something is computed, and nothing of the student's waits."""
+    return not inference._scheduler.idle and sample(metrics, "pocketqa_queue_requests") == 0
+
+
 def best(outcome: Answered | PocketQAError) -> tuple[str, int, int, int]:
     assert isinstance(outcome, Answered), outcome
     answer = outcome.result.best
@@ -76,15 +85,18 @@ def test_the_stages_add_up_to_the_whole(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
-def test_several_questions_share_a_batch_and_keep_their_order(tmp_path: Path) -> None:
+def test_several_questions_share_a_batch_and_keep_their_order(tiny_settings: Settings) -> None:
     async def scene() -> None:
-        async with in_thread(tmp_path) as (inference, metrics):
-            questions = [question("in rome " * i + "bell") for i in range(8)]
+        async with in_process(tiny_settings) as (inference, metrics):
+            before = asyncio.create_task(inference.answer("student", question(SLOW)))
+            await until(lambda: computes(inference, metrics))
+            questions = [question("in the mill " * i + "bell") for i in range(8)]
             outcomes = await inference.answer_many("student", questions)
-            assert [best(outcome)[1] for outcome in outcomes] == [8 * i for i in range(8)]
-            assert sample(metrics, "pocketqa_batch_rows_sum") == 8
-            assert sample(metrics, "pocketqa_batch_rows_count") < 8
-            assert sample(metrics, "pocketqa_answer_duration_seconds_count") == 8
+            await before
+            assert [best(outcome)[1] for outcome in outcomes] == [12 * i for i in range(8)]
+            assert sample(metrics, "pocketqa_batch_rows_sum") == 9
+            assert sample(metrics, "pocketqa_batch_rows_count") < 9
+            assert sample(metrics, "pocketqa_answer_duration_seconds_count") == 9
 
     asyncio.run(scene())
 
@@ -98,6 +110,33 @@ def test_an_item_that_fails_stands_in_its_place_and_hurts_no_other(tiny_settings
             assert isinstance(outcomes[1], EngineError)
             assert isinstance(outcomes[3], TextError)
             assert sample(metrics, "pocketqa_batch_retries_total") == 1
+
+    asyncio.run(scene())
+
+
+def test_what_is_ready_at_the_deadline_is_not_lost(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(replace(tiny_settings, batching=False, deadline_seconds=SLOW_SECONDS / 2)) as (inference, _):
+            ready, late = await inference.answer_many("student", [question("bell"), question("in " * 300 + SLOW)])  # tokenised after it
+            assert best(ready)[0] == "bell"
+            assert isinstance(late, DeadlineExceeded)
+
+    asyncio.run(scene())
+
+
+def test_a_text_of_many_windows_says_little_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*given: Any) -> Encoded:
+        return replace(questions.encode(*given), seconds=0.5)
+
+    monkeypatch.setattr(inference_module, "encode", encode)
+
+    async def scene() -> None:
+        async with in_thread(tmp_path, max_queue_seconds=0.1) as (inference, _):
+            for _ in range(60):
+                await inference.answer("student", question("bell " * 4))
+            monkeypatch.undo()
+            outcomes = await inference.answer_many("student", [question("bell " * 2000, max_tokens=512)] * 3)
+            assert [best(outcome)[0] for outcome in outcomes] == ["bell"] * 3
 
     asyncio.run(scene())
 
@@ -118,7 +157,7 @@ def test_both_models_read_the_same_windows(tiny_settings: Settings) -> None:
 
 def test_a_request_is_given_up_at_its_deadline_and_others_go_on(tiny_settings: Settings) -> None:
     async def scene() -> None:
-        async with in_process(replace(tiny_settings, deadline_seconds=SLOW_SECONDS / 3)) as (inference, _):
+        async with in_process(replace(tiny_settings, deadline_seconds=SLOW_SECONDS / 2)) as (inference, _):
             began = time.monotonic()
             with pytest.raises(DeadlineExceeded) as caught:
                 await inference.answer("student", question(SLOW))
@@ -135,9 +174,9 @@ def test_a_departed_client_is_counted_and_its_windows_leave(tiny_settings: Setti
     async def scene() -> None:
         async with in_process(tiny_settings) as (inference, metrics):
             running = asyncio.create_task(inference.answer("student", question(SLOW)))
-            await asyncio.sleep(SLOW_SECONDS / 3)
+            await until(lambda: computes(inference, metrics))
             leaving = [asyncio.create_task(inference.answer("student", question("bell"))) for _ in range(5)]
-            await asyncio.sleep(SLOW_SECONDS / 3)
+            await until(lambda: sample(metrics, "pocketqa_queue_requests") == 5)
             for task in leaving:
                 task.cancel()
             await asyncio.gather(running, *leaving, return_exceptions=True)
@@ -152,9 +191,9 @@ def test_a_worker_that_dies_takes_only_what_it_computes_with_it(tiny_settings: S
     async def scene() -> None:
         async with in_process(tiny_settings) as (inference, metrics):
             tasks = [asyncio.create_task(inference.answer("student", question(SLOW)))]
-            await asyncio.sleep(0.1)
+            await until(lambda: computes(inference, metrics))
             tasks += [asyncio.create_task(inference.answer("student", question("in " * 40 + DEADLY, max_tokens=384)))]
-            await asyncio.sleep(0.1)
+            await until(lambda: sample(metrics, "pocketqa_queue_requests") == 1)
             tasks += [asyncio.create_task(inference.answer("teacher", question("ada")))]
             await asyncio.wait(tasks)
             assert tasks[0].exception() is None

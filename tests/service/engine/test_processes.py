@@ -32,6 +32,7 @@ from service.models import Pair
 from service.settings import Settings
 from tests.service.engine.tiny_worker import DEADLY, MODULE, POISON, SLOW
 from tests.service.tiny_pair import ELSEWHERE, HIT, make_tokenizer
+from tests.service.waiting import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,13 +48,6 @@ def gone(pid: int) -> bool:
         return True
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"  # ended, and not yet waited for
-
-
-async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {seconds} seconds"
-        await asyncio.sleep(0.01)
 
 
 def batch_of(settings: Settings, *contexts: str) -> Batch:
@@ -239,6 +233,31 @@ def test_a_dead_worker_is_replaced(tiny_settings: Settings, caplog: pytest.LogCa
     play(scene())
     assert len(restarts) == 1
     assert "SIGKILL" in caplog.text
+
+
+def test_a_worker_that_hangs_is_replaced(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 0.05)
+
+    async def scene() -> None:
+        async with engine_of(replace(tiny_settings, deadline_seconds=0.03)) as (engine, _):
+            with pytest.raises(WorkerLost):
+                await engine.lanes[0].forward("student", batch_of(tiny_settings, SLOW))
+            await until(lambda: engine.lanes[0].alive and engine.processes()[0]["restarts"] == 1)
+
+    play(scene())
+    assert "more than 0.06 seconds" in caplog.text  # twice the deadline
+
+
+def test_a_worker_that_does_not_open_its_models_in_time_is_given_up(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "OPENING_SECONDS", 0.01)
+
+    async def scene() -> None:
+        engine = WorkerEngine(tiny_settings, lambda: None, MODULE)
+        with pytest.raises(EngineError, match="found it still at it"):
+            await engine.open()
+        assert engine.processes() == []
+
+    play(scene())
 
 
 def test_of_two_workers_one_is_enough(tiny_settings: Settings) -> None:

@@ -19,7 +19,7 @@ from tests.service.tiny_pair import WordRuntime
 
 MODULE = "tests.service.engine.tiny_worker"
 POISON, DEADLY, SLOW = "x", "rome", "o"  # words of the tiny vocabulary
-SLOW_SECONDS = 0.3
+SLOW_SECONDS = 1.0
 
 
 class Moody(WordRuntime):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -290,6 +292,16 @@ def cut(text: str, whole: str) -> Answer:
 def test_words_are_those_of_berts_tokenizer(context: str, piece: str, widened: str) -> None:
     (found,) = aligned([cut(piece, context)], [context], 1)
     assert (found.text, context[found.start : found.end], found.score) == (widened, widened, 0.5)
+
+
+@given(st.text(alphabet="ab .,", max_size=30), st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4)), max_size=12), st.integers(1, 4))
+def test_of_answers_in_one_word_the_best_stays_wherever_they_are(context: str, places: list[tuple[int, int]], wanted: int) -> None:
+    answers = [Answer(context[at : at + size], at, at + size, 0.1) for at, size in places if at + size <= len(context)]
+    expected: list[Answer] = []  # widened one by one, then compared
+    for (wide,) in (aligned([answer], [context], 1) for answer in answers):
+        if not any(wide.start < other.end and other.start < wide.end for other in expected):
+            expected.append(wide)
+    assert aligned(answers, [context], wanted) == expected[:wanted]
 
 
 def test_every_sign_splits_words_where_it_does_for_berts_tokenizer() -> None:
