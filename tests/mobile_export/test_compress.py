@@ -16,7 +16,7 @@ from mobile_export.verification import isolated, verification
 from pocketqa import runs
 from pocketqa.errors import FolderError, OptionsError
 from pocketqa.types import JSON
-from tests.mobile_export.bundles import InProcess, bundle_of
+from tests.mobile_export.bundles import InProcess, answer_itself, bundle_of
 from tests.tiny import tiny_squad
 
 FILES = {"vocab.txt", "tokenizer.json", "golden.json", "manifest.json"}  # beside the model and what explains it
@@ -85,10 +85,13 @@ def test_the_loss_of_f1_beside_the_float16_bundle(compress: Compress, data: str,
 
 
 def test_a_budget_that_is_not_shown_to_be_kept_is_status_1(compress: Compress, data: str, tmp_path: Path) -> None:
-    words = (parent("ios16"), "--scheme", "int8", "--data", data, "--max-f1-drop")
-    status, document = compress(*words, 1e-9, "--out", tmp_path / "none")  # an interval from 0 to 0 ends below any budget above 0, others do not
+    words = (parent("ios16"), "--scheme", "palette4", "--data", answer_itself(parent("ios16"), Path(data)), "--max-f1-drop")
+    status, document = compress(*words, 0.5, "--out", tmp_path / "none")
     loss = document["points"][0]["f1_loss"]
-    assert status == (0 if loss["high"] < 1e-9 else 1)
+    assert loss["low"] <= loss["value"] and 0.5 < loss["value"] < loss["high"] < 100
+    assert (status, document["passed"]) == (1, False)
+    status, document = compress(*words, (loss["value"] + loss["high"]) / 2, "--out", tmp_path / "between")  # the value is within, the interval not
+    assert (status, document["passed"]) == (1, False)
     status, document = compress(*words, 200, "--out", tmp_path / "wide")
     assert status == 0 and document["selected"] == 0 and document["passed"]
 
@@ -113,16 +116,14 @@ def test_mixed_writes_the_smallest_within_the_budget(compress: Compress, data: s
 
 def test_nothing_is_written_where_no_point_is_within_the_budget(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "mixed"
+    answer_itself(parent("ios16"), Path(data))
     words = [str(parent("ios16")), "--scheme", "mixed", "--data", data, "--sample", "3", "--points", "1", "--max-f1-drop", "1e-9", "--out", str(out)]
     words += ["--run-file", str(tmp_path / "run.json")]
-    status = main(words)
-    selected = runs.read(tmp_path / "run.json").results["selected"]
+    assert main(words) == 1
+    assert runs.read(tmp_path / "run.json").results["selected"] is None
     said = capsys.readouterr().out
-    if selected is None:
-        assert status == 1 and not out.exists()
-        assert "Nothing was written" in said and "Ask more questions (--limit)" in said
-    else:
-        assert status == 0 and out.exists()
+    assert not out.exists()
+    assert "Nothing was written" in said and "Ask more questions (--limit)" in said
 
 
 def test_an_iphone_7_plus_gets_the_older_type(compress: Compress, tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from mobile_export.interpreter.interpreter import Interpreter
 from mobile_export.interpreter.mlprogram import open_program
 from mobile_export.targets import find_target
 from mobile_export.verification import verification
-from mobile_export.verification.artefact import reader_of
 from pocketqa import squad
 from pocketqa.types import QAExample, SpanLogits
-from tests.mobile_export.bundles import InProcess, bundle_of, copy_of_bundle, edit_weight, package_of
+from tests.mobile_export.bundles import InProcess, answer_itself, bundle_of, copy_of_bundle, edit_weight, package_of
 from tests.packaged import random_batch
 from tests.tiny import tiny_squad
 
@@ -59,16 +58,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def examples(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[QAExample]:
-    """Questions whose right answers are those of the float16 bundle: F1 is 100, and every change of an answer is a loss."""
     file = tiny_squad(tmp_path_factory.mktemp("data") / "own.json", paragraphs=10, questions=3)
-    asked = squad.load(file)
-    measured = verification.measure_with(reader_of(bundle), bundle.window, asked, ())
-    answers = {e.id: {"text": measured.texts[e.id], "answer_start": span[1]} for e, span in zip(asked, measured.spans, strict=True)}
-    document = json.loads(file.read_text(encoding="utf-8"))
-    for entry in (entry for article in document["data"] for paragraph in article["paragraphs"] for entry in paragraph["qas"]):
-        entry["answers"] = [answers[entry["id"]]]
-    file.write_text(json.dumps(document), encoding="utf-8")
-    return squad.load(file)
+    return squad.load(answer_itself(bundle.path, file))
 
 
 @pytest.fixture
