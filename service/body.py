@@ -21,8 +21,8 @@ MAX_DEPTH = 32
 # Brackets, numbers, commas: what is left of a document without its strings.  A request has a few bytes of it for each text and option.
 MAX_STRUCTURE = 64 << 10
 _BRACKETS = re.compile(r"[\[\]{}]")
-# Above this, parsing takes longer than handing the work to a thread.
-_LARGE = 64 << 10
+# Above so many bytes, or characters, looking through them takes longer than handing the work to a thread.
+LARGE = 64 << 10
 
 
 class JsonRequest(Request):
@@ -56,7 +56,7 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             check_media_type(request, self.may_be_untyped)
             body = await read_bounded(request, request.app.state.service.settings.max_body_bytes)
-            document = parse_strict(body) if len(body) < _LARGE else await asyncio.to_thread(parse_strict, body)
+            document = parse_strict(body) if len(body) < LARGE else await asyncio.to_thread(parse_strict, body)
             return await handler(JsonRequest(request, body, document))
 
         return strict

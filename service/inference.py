@@ -100,21 +100,24 @@ class Inference:
         began = time.perf_counter()
         async with self._request(role) as clock:
             encoded, waited = await self._encode(question, [self._pair[role]], clock)
-            self._scheduler.admit({role: encoded.windows}, clock.deadline)
-            result = await self._read(self._pair[role], question, encoded, clock, waited)
-        self._show(role, question, encoded, result)
-        return self._answered(role, result, time.perf_counter() - began)
+            return await self._answer_encoded(role, question, encoded, clock, began, waited)
 
     async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
-        """As `answer`, of several questions at once, in their order; in the place of one that failed stands its error."""
-
-        async def outcome(question: Question) -> Answered | PocketQAError:
-            try:
-                return await self.answer(role, question)
-            except PocketQAError as error:
-                return error
-
-        return list(await asyncio.gather(*map(outcome, questions)))
+        """As `answer`, of questions that come at one time, in their order; in the place of one that failed stands its error."""
+        began, clock = time.perf_counter(), self._clock()
+        tasks: list[asyncio.Task[Answered | PocketQAError]] = []
+        errors: list[Answered | PocketQAError] = []
+        with self._departures(role):
+            async with asyncio.TaskGroup() as group:
+                while left := questions[len(tasks) :]:
+                    try:
+                        made, waited = await self._encode_first(left, self._pair[role], clock)
+                    except PocketQAError as error:
+                        errors = [error] * len(left)
+                        break
+                    items = zip(left, made, strict=False)
+                    tasks += [group.create_task(self._outcome(role, question, encoded, clock, began, waited)) for question, encoded in items]
+        return [task.result() for task in tasks] + errors
 
     async def compare(self, question: Question) -> Compared:
         """Both models' answers on the same windows, in an order drawn anew each time: the second would otherwise always find caches warm."""
@@ -135,35 +138,84 @@ class Inference:
     @asynccontextmanager
     async def _request(self, role: Role) -> AsyncIterator[_Clock]:
         """Around all of a request: its deadline, and a count of those whose client left.  Raises DeadlineExceeded."""
-        limit = self._settings.deadline_seconds
+        clock = self._clock()
+        with self._departures(role):
+            async with self._in_time(clock):
+                yield clock
+
+    def _clock(self) -> _Clock:
         arrived = time.monotonic()
+        return _Clock(arrived, arrived + self._settings.deadline_seconds)
+
+    @contextmanager
+    def _departures(self, role: Role) -> Iterator[None]:
         try:
-            async with asyncio.timeout(limit):
-                yield _Clock(arrived, arrived + limit)
-        except TimeoutError:
-            raise DeadlineExceeded(f"The answer was not ready within {limit:g} seconds.", max(1.0, self._scheduler.wait_seconds())) from None
+            yield
         except asyncio.CancelledError:
             self._metrics.cancelled(role)
             raise
+
+    @asynccontextmanager
+    async def _in_time(self, clock: _Clock) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(clock.deadline - time.monotonic()):
+                yield
+        except TimeoutError:
+            limit = self._settings.deadline_seconds
+            raise DeadlineExceeded(f"The answer was not ready within {limit:g} seconds.", max(1.0, self._scheduler.wait_seconds())) from None
 
     def _answered(self, role: Role, result: Result, total: float) -> Answered:
         # Counted once the answer is on its way.
         asyncio.get_running_loop().call_soon(self._metrics.stages, role, result.timings, total)
         return Answered(result, total)
 
-    def _show(self, role: Role, question: Question, encoded: Encoded, result: Result) -> None:
+    async def _answer_encoded(self, role: Role, question: Question, encoded: Encoded, clock: _Clock, began: float, waited: float) -> Answered:
+        self._scheduler.admit({role: encoded.windows}, clock.deadline)
+        result = await self._read(self._pair[role], question, encoded, clock, waited)
         if self.mirror is not None and role == "student":
             self.mirror(question, encoded, result)
+        return self._answered(role, result, time.perf_counter() - began)
+
+    async def _outcome(
+        self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: _Clock, began: float, waited: float
+    ) -> Answered | PocketQAError:
+        if isinstance(encoded, PocketQAError):
+            return encoded
+        try:
+            async with self._in_time(clock):
+                return await self._answer_encoded(role, question, encoded, clock, began, waited)
+        except PocketQAError as error:
+            return error
 
     async def _encode(self, question: Question, readers: Sequence[Served], clock: _Clock) -> tuple[Encoded, float]:
-        with self._tokenising(question, clock):
+        with self._tokenising([question], clock):
             return await self._in_thread(lambda: self._make_windows(question, readers))
 
+    async def _encode_first(self, questions: Sequence[Question], served: Served, clock: _Clock) -> tuple[list[Encoded | PocketQAError], float]:
+        """The first of the questions, as many as come to the most windows of one: those of all of a long list are not held at a time."""
+
+        def make() -> list[Encoded | PocketQAError]:
+            made: list[Encoded | PocketQAError] = []
+            windows = 0
+            for question in questions:
+                try:
+                    made.append(encoded := self._make_windows(question, [served]))
+                    windows += len(encoded.windows)
+                except PocketQAError as error:
+                    made.append(error)
+                if windows >= self._settings.max_windows:
+                    break
+            return made
+
+        async with self._in_time(clock):
+            with self._tokenising(questions, clock):
+                return await self._in_thread(make)
+
     @contextmanager
-    def _tokenising(self, question: Question, clock: _Clock) -> Iterator[None]:
+    def _tokenising(self, questions: Sequence[Question], clock: _Clock) -> Iterator[None]:
         """Around making windows: what waits to be tokenised counts as waiting too.  Raises Overloaded."""
         self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS)
-        characters = _characters(question)
+        characters = sum(map(_characters, questions))
         self._characters += characters
         try:
             yield

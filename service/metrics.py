@@ -187,10 +187,12 @@ class _Workers(Collector):
     """How many processes compute, and what memory they hold: looked up when it is asked for, since they come and go."""
 
     def __init__(self) -> None:
-        self.read: Workers = tuple
+        self.read: Workers | None = None
 
     def collect(self) -> Iterator[Metric]:
         """One gauge for their number, one of memory with a label for each."""
+        if self.read is None:  # they are being started
+            return
         workers = self.read()
         yield GaugeMetricFamily("pocketqa_workers", "Processes that compute.", len(workers))
         memory = GaugeMetricFamily("pocketqa_worker_resident_memory_bytes", "Resident memory of each process that computes.", labels=["worker"])

@@ -87,8 +87,9 @@ class Shadow:
         """A question that the student has answered, its windows and its result.  Takes some microseconds."""
         if self._draw.random() >= self._share:
             return
-        cannot_say = question.no_answer is True and not self._teacher.reader.no_answer.trained
-        if self._task is None or cannot_say or self._windows + len(encoded.windows) > MOST_WINDOWS:
+        if question.no_answer and not self._teacher.reader.no_answer.trained:
+            return  # what it was not trained to say
+        if self._task is None or self._windows + len(encoded.windows) > MOST_WINDOWS:
             self._metrics.shadow("dropped")
             return
         self._windows += len(encoded.windows)

@@ -6,6 +6,7 @@ everywhere else in the service.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fastapi import APIRouter, Response
 from pocketqa.errors import InputError
 from pocketqa.types import Answer, WindowOptions
 from service.api import STAGE_HEADERS, NamedModel, RunningService, stage_headers
-from service.body import StrictRoute
+from service.body import LARGE, StrictRoute
 from service.errors import MODEL_ERRORS, QUESTION_ERRORS, InvalidRequest, UnknownModel, documented
 from service.protocols.huggingface_schemas import (
     LONGEST_ANSWER,
@@ -93,7 +94,11 @@ async def _answer(role: Role, body: QuestionAnsweringRequest, response: Response
         raise type(error)(_OUR_NAME.sub(lambda name: _THEIR_NAMES[name[1]], str(error))) from None
     response.headers.update(stage_headers(longest(answered)))
     response.headers.update({"x-compute-type": "cpu", "x-compute-time": f"{time.perf_counter() - began:.6f}"})
-    items = [_shown(each.result.answers, context, parameters) for each, (_, context) in zip(answered, pairs, strict=True)]
+
+    def show() -> list[Answers]:
+        return [_shown(each.result.answers, context, parameters) for each, (_, context) in zip(answered, pairs, strict=True)]
+
+    items = show() if sum(len(context) for _, context in pairs) < LARGE else await asyncio.to_thread(show)
     return items[0] if isinstance(body.inputs, QuestionAnsweringPair) else items
 
 

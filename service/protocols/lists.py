@@ -51,13 +51,9 @@ async def answers(body: AnswersRequest, response: Response, service: RunningServ
 
     async def ask(role: Role) -> None:
         places = [place for place in questions if body.requests[place].model == role]
-        if not places:
-            return
-        try:
-            found: Sequence[Outcome] = await inference.answer_many(role, [questions[place] for place in places])
-        except PocketQAError as error:  # of all that were put to this model; the other's are not hurt
-            found = [error] * len(places)
-        outcomes.update(zip(places, found, strict=True))
+        if places:
+            found = await inference.answer_many(role, [questions[place] for place in places])
+            outcomes.update(zip(places, found, strict=True))
 
     await asyncio.gather(ask("teacher"), ask("student"))
     waits = [outcome for outcome in outcomes.values() if isinstance(outcome, Waitable)]

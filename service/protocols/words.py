@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from pocketqa.types import Answer
 
@@ -40,6 +41,7 @@ def _one_word(left: str, right: str) -> bool:
     return _is_letter(left) and _is_letter(right)
 
 
+@lru_cache(1024)
 def _is_letter(character: str) -> bool:
     if character.isspace() or character in _ASCII_SYMBOLS or unicodedata.category(character)[0] in "PZ":
         return False

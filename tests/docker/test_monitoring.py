@@ -45,8 +45,9 @@ def query(expression: str, window: str) -> str:
 
 def exposed() -> set[str]:
     """Names of all series that the service can have."""
-    names = set()
-    for family in Metrics().registry.collect():
+    names, metrics = set(), Metrics()
+    metrics.watch_workers(tuple)
+    for family in metrics.registry.collect():
         if family.type == "histogram":
             names |= {f"{family.name}_{part}" for part in ("bucket", "sum", "count")}
         else:

@@ -101,6 +101,31 @@ def test_several_questions_share_a_batch_and_keep_their_order(tiny_settings: Set
     asyncio.run(scene())
 
 
+def test_a_long_list_is_tokenised_in_parts_and_comes_at_one_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with in_thread(tmp_path, max_windows=2) as (inference, _):
+            in_thread_, run, jobs, arrivals = inference._in_thread, inference._scheduler.run, [], set()
+
+            async def one_job(work: Any) -> Any:
+                made, waited = await in_thread_(work)
+                jobs.append(len(made) if made and isinstance(made[0], Encoded | TextError) else 0)
+                return made, waited
+
+            async def arrived(role: Any, windows: Any, arrival: float, *rest: Any) -> Any:
+                arrivals.add(arrival)
+                return await run(role, windows, arrival, *rest)
+
+            monkeypatch.setattr(inference, "_in_thread", one_job)
+            monkeypatch.setattr(inference._scheduler, "run", arrived)
+            texts = ["bell", "in bell", " ", "the bell", "mill bell", "by bell"]
+            outcomes = await inference.answer_many("student", [question("bell", text=text) if text == " " else question(text) for text in texts])
+            assert [None if isinstance(outcome, TextError) else best(outcome)[1] for outcome in outcomes] == [0, 3, None, 4, 5, 3]
+            assert [job for job in jobs if job] == [2, 3, 1]  # with the windows of two in each
+            assert len(arrivals) == 1
+
+    asyncio.run(scene())
+
+
 def test_an_item_that_fails_stands_in_its_place_and_hurts_no_other(tiny_settings: Settings) -> None:
     async def scene() -> None:
         async with in_process(tiny_settings) as (inference, metrics):
@@ -116,8 +141,8 @@ def test_an_item_that_fails_stands_in_its_place_and_hurts_no_other(tiny_settings
 
 def test_what_is_ready_at_the_deadline_is_not_lost(tiny_settings: Settings) -> None:
     async def scene() -> None:
-        async with in_process(replace(tiny_settings, batching=False, deadline_seconds=SLOW_SECONDS / 2)) as (inference, _):
-            ready, late = await inference.answer_many("student", [question("bell"), question("in " * 300 + SLOW)])  # tokenised after it
+        async with in_process(replace(tiny_settings, workers=2, batching=False, deadline_seconds=SLOW_SECONDS / 2)) as (inference, _):
+            ready, late = await inference.answer_many("student", [question("bell"), question(SLOW)])
             assert best(ready)[0] == "bell"
             assert isinstance(late, DeadlineExceeded)
 
@@ -131,7 +156,7 @@ def test_a_text_of_many_windows_says_little_of_others(tmp_path: Path, monkeypatc
     monkeypatch.setattr(inference_module, "encode", encode)
 
     async def scene() -> None:
-        async with in_thread(tmp_path, max_queue_seconds=0.1) as (inference, _):
+        async with in_thread(tmp_path, max_queue_seconds=1.0) as (inference, _):
             for _ in range(60):
                 await inference.answer("student", question("bell " * 4))
             monkeypatch.undo()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -250,12 +251,18 @@ def test_a_worker_that_hangs_is_replaced(tiny_settings: Settings, monkeypatch: p
 
 def test_a_worker_that_does_not_open_its_models_in_time_is_given_up(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "OPENING_SECONDS", 0.01)
+    started: list[Worker] = []
+
+    async def start(*given: Any) -> Worker:
+        started.append(await Worker.start(*given))
+        return started[-1]
+
+    monkeypatch.setattr(supervisor, "Worker", SimpleNamespace(start=start))
 
     async def scene() -> None:
-        engine = WorkerEngine(tiny_settings, lambda: None, MODULE)
         with pytest.raises(EngineError, match="found it still at it"):
-            await engine.open()
-        assert engine.processes() == []
+            await WorkerEngine(tiny_settings, lambda: None, MODULE).open()
+        assert [worker.process.returncode is None for worker in started] == [False]
 
     play(scene())
 
