@@ -123,6 +123,8 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO
     ]
     if not runs:
         return "\n".join([*head, NO_RUNS, ""])
+    if earlier := tables.earlier_weights(runs):
+        head += [*earlier, ""]
     sections = [
         *((TITLES[split], _split_lines(runs, split, link)) for split in SPLITS),
         ("Compression", mobile_tables.compression_lines(runs, link)),

@@ -68,6 +68,19 @@ def current(found: Runs) -> dict[str, RunFile]:
     return {name: run for name, run in whole.items() if name in kept}
 
 
+def earlier_weights(runs: Runs) -> list[str]:
+    """A line about weights that others of the same role and name have followed, where runs that measured them are still there; else nothing."""
+    now = {(s.role, s.name): s.sha256 for run in current(evaluations(runs, "squad-dev")).values() for s in run.subjects}
+    measured = (s for run in runs.values() if run.kind != "training" for s in run.subjects)
+    earlier = sorted({model_cell(s) for s in measured if now.get((s.role, s.name), s.sha256) != s.sha256})
+    if not earlier:
+        return []
+    return [
+        f"Measured with earlier weights, in rows that name them: {', '.join(earlier)}.",
+        "Their scores are not those of today's models; times and sizes, which do not depend on the values of weights, stand until measured again.",
+    ]
+
+
 def evaluation_table(found: Runs, link: Callable[[str, RunFile], str], times: Mapping[tuple[str, str, str], str] | None = None) -> list[str]:
     """One row an evaluation, with the paired difference to the PyTorch fp32 form of the same weights.
 

@@ -134,7 +134,20 @@ def test_readme_shows_the_current_models_on_the_whole_file(project):
     readme, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
     assert "| 200 | 70.00 [" in row(readme, "student")
     assert page.count("| student `") == 4  # RESULTS.md keeps every run
-    assert page.index("`bbbbbbbbbbbb`") < page.index("`000000000000`")  # the newest weights first
+    assert page.index("| student `bbbbbbbbbbbb`") < page.index("| student `000000000000`")  # the newest weights first
+
+
+def test_rows_of_earlier_weights_are_told_of(project):
+    trained = other(
+        "training", "student", runs.training_results(questions=10, steps=5, tokens=9, seconds=7.0, loss=1.0)
+    )  # not rounded to float16 yet
+    folder = project(evaluation("student", 60, sha="1" * 64), evaluation("teacher", 70), trained)
+    assert report.main([]) == 0
+    assert "earlier weights" not in (folder / "RESULTS.md").read_text(encoding="utf-8")
+    project(evaluation("student", 80, sha="0" * 64, created="2026-03-01T00:00:00Z"))
+    assert report.main([]) == 0
+    head = (folder / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert f"Measured with earlier weights, in rows that name them: student `{'1' * 12}`.\nTheir scores are" in head
 
 
 def test_other_tables(project):
