@@ -113,7 +113,7 @@ def finetune(job: Job) -> JSON:
         return to_batch([windows[i] for i in indices], tokenizer.pad_id, tuple(logits.of(indices) for logits in cached))
 
     def score() -> float:
-        return float(development_report(_live_reader(model, job), str(job.dev), job.dev_limit, DEVELOPMENT_SEED)["f1"])
+        return float(development_report(_live_reader(model, job, counts), str(job.dev), job.dev_limit, DEVELOPMENT_SEED)["f1"])
 
     loss_of = loss_function(trained, running, recipe, distilled=bool(job.teachers))
     scored = score if job.dev and trained.headed else None
@@ -237,7 +237,7 @@ def _finish(job: Job, trained: Trained, summary: JSON) -> None:
         processes.say("no loss reached the question-answering head: the encoder is left without one, for a next stage, and is not scored")
     elif job.dev:
         began = time.monotonic()
-        report = development_report(_live_reader(trained.student, job), job.dev, job.dev_limit, DEVELOPMENT_SEED)
+        report = development_report(_live_reader(trained.student, job, summary["data"]), job.dev, job.dev_limit, DEVELOPMENT_SEED)
         summary["development"] = {
             "file": Path(job.dev).name,
             "sha256": squad.source_hash(job.dev),
@@ -247,8 +247,7 @@ def _finish(job: Job, trained: Trained, summary: JSON) -> None:
         threshold = report.get("no_answer_threshold")
         auroc = f"no-answer AUROC {report['no_answer_auroc']:.3f}" if threshold is not None else "no article of two paragraphs, so no threshold"
         processes.say(f"development split: EM {report['exact_match']:.2f}  F1 {report['f1']:.2f}  {auroc}")
-    refuses = any(count["unanswerable"] or count["wrong_paragraphs"] for count in summary["data"])
-    no_answer = NoAnswer(refuses, threshold)
+    no_answer = NoAnswer(_refuses(summary["data"]), threshold)
     job.stage.finish(trained.kept, tokenizer_from=job.model, parent=summary["start"], summary=summary, seed=job.recipe.seed, no_answer=no_answer)
 
 
@@ -271,8 +270,14 @@ def _training_run(job: Job, summary: JSON, argv: list[str]) -> RunFile:
     return new_run("training", name, [subject], data, ["pocketqa", "finetune", *argv], results)
 
 
-def _live_reader(model: PreTrainedModel, job: Job) -> Reader:
-    return Reader(Tokenizer(job.stage.work / "tokenizer.json"), PyTorchRuntime(model, job.recipe.precision), job.stage.name)
+def _refuses(counts: Sequence[JSON]) -> bool:
+    """Whether there are questions without an answer in the data."""
+    return any(count["unanswerable"] or count["wrong_paragraphs"] for count in counts)
+
+
+def _live_reader(model: PreTrainedModel, job: Job, counts: Sequence[JSON]) -> Reader:
+    runtime = PyTorchRuntime(model, job.recipe.precision)
+    return Reader(Tokenizer(job.stage.work / "tokenizer.json"), runtime, job.stage.name, no_answer=NoAnswer(_refuses(counts)))
 
 
 def _parse(argv: list[str]) -> Job:

@@ -41,7 +41,7 @@ from pocketqa.golden import record
 from pocketqa.reader import Reader
 from pocketqa.runtimes.forms import FOLDER, read_form
 from pocketqa.runtimes.onnx import OnnxRuntime
-from pocketqa.types import JSON, Request
+from pocketqa.types import JSON, NoAnswer, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +142,7 @@ def package(
         write_tokenizer(source, folder, config)
         say(f"Exporting the graph (opset {opset})")
         export_graph(model, folder / "model.onnx", folder / "model.safetensors", opset)
-        agreement, golden = _write_golden(ModelFolder(folder))
+        agreement, golden = _write_golden(ModelFolder(folder), carried.no_answer if carried else None)
         say(f"PyTorch and ONNX Runtime agree within {agreement:.1e} on {golden} golden questions")
         _carry_card(Path(out), folder)
         parent = _parent(weights_hash(files), carried, repaired=Path(out).resolve() == source.resolve())
@@ -222,12 +222,12 @@ def _write_weights(model: PreTrainedModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_golden(folder: ModelFolder) -> tuple[float, int]:
+def _write_golden(folder: ModelFolder, no_answer: NoAnswer | None) -> tuple[float, int]:
     """Answer the golden questions with PyTorch as Hugging Face opens the folder, and compare ONNX Runtime.  Returns difference and count."""
     from pocketqa.runtimes.pytorch import PyTorchRuntime
 
     tokenizer = Tokenizer(folder.tokenizer)
-    exact, served = Reader(tokenizer, PyTorchRuntime.open(folder)), Reader(tokenizer, OnnxRuntime(folder))
+    exact, served = Reader(tokenizer, PyTorchRuntime.open(folder), no_answer=no_answer), Reader(tokenizer, OnnxRuntime(folder))
     pairs = _golden_pairs()
     encoded = exact.encode([Request(question, (context,)) for question, context in pairs])
     real = [len(window) for window in encoded.windows]

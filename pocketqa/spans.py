@@ -5,6 +5,9 @@ max_answer_tokens long, and counted only in the window where token i has its mos
 score(i, j) = exp z(i, j) / (sum of exp z over admissible spans + exp(null - threshold) when no-answer is allowed),
 worked in the log domain.  null is the lowest start + end logit of [CLS] over the windows: there is no answer only if no window
 holds one (the rule of Google's BERT run_squad.py); the threshold shifts it, so that the order of scores is the thresholded decision.
+Training compares tokens with those of their own window alone, so that logits of several windows have no common scale.  Where the checkpoint was
+trained with windows that hold no answer, they are taken beside their window's [CLS], as by Alberti et al. 2019 ("A BERT baseline for the Natural
+Questions"): z is then how much likelier a span is than that its window holds no answer, and null is 0.
 
 Legend: W windows of one request, T positions, L longest span in tokens.
 """
@@ -34,15 +37,16 @@ def decode(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = N
     Raises OptionsError for no-answer from a checkpoint not trained for it and for spans longer than the overlap can hold; EngineError
     for logits of another shape or not finite.
     """
-    options = options or SpanOptions()
+    options, no_answer = options or SpanOptions(), no_answer or NoAnswer()
     check_options(encoded, options, no_answer)
-    threshold = _null_threshold(options, no_answer or NoAnswer())
+    threshold = _null_threshold(options, no_answer)
     _check_logits(encoded, logits)
     results = []
     for request, (first, last) in zip(encoded.requests, encoded.ranges, strict=True):
         began = time.perf_counter()
         windows = encoded.windows[first:last]
-        answers = _decode_request(request, windows, logits.start[first:last], logits.end[first:last], options, threshold)
+        start, end = logits.start[first:last], logits.end[first:last]
+        answers = _decode_request(request, windows, start, end, options, threshold, _beside(start, end, no_answer.trained))
         tokens = sum(len(window) for window in windows)
         results.append(Result(answers, StageTimings(decode=time.perf_counter() - began), len(windows), tokens))
     return results
@@ -56,20 +60,31 @@ def check_options(encoded: Encoded, options: SpanOptions, no_answer: NoAnswer | 
 
 
 def null_margins(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None) -> Floats:
-    """(N,) null score minus best span score: the quantity that a no-answer threshold is compared with."""
+    """(N,) null score minus best span score of a checkpoint that was trained for it: the quantity that a no-answer threshold is compared with."""
     options = options or SpanOptions()
     margins = np.zeros(len(encoded.requests), dtype=np.float32)
     for r, (first, last) in enumerate(encoded.ranges):
         start, end = logits.start[first:last], logits.end[first:last]
-        z = span_scores(encoded.windows[first:last], start, end, options.max_answer_tokens)
-        margins[r] = (start[:, 0] + end[:, 0]).min() - z.max()
+        beside = _beside(start, end, trained=True)
+        z = span_scores(encoded.windows[first:last], start, end, options.max_answer_tokens, beside)
+        margins[r] = (_nulls(start, end) - beside).min() - z.max()
     return margins
 
 
-def span_scores(windows: tuple[Window, ...], start: Floats, end: Floats, max_answer_tokens: int) -> NDArray[np.float64]:
-    """z (L, W, T): entry [d, w, i] is the score of the span from i to i + d of window w, -inf where it is not admissible."""
+def _nulls(start: Floats, end: Floats) -> NDArray[np.float64]:
+    """(W,) start + end logit of [CLS]."""
+    return start[:, 0].astype(np.float64) + end[:, 0]
+
+
+def _beside(start: Floats, end: Floats, trained: bool) -> NDArray[np.float64]:
+    """(W,) what the scores of each window are taken beside: of several, [CLS] where the checkpoint was trained with windows without an answer."""
+    return _nulls(start, end) if trained and len(start) > 1 else np.zeros(len(start))
+
+
+def span_scores(windows: tuple[Window, ...], start: Floats, end: Floats, max_answer_tokens: int, beside: NDArray[np.float64]) -> NDArray[np.float64]:
+    """z (L, W, T): entry [d, w, i] is the score of the span from i to i + d of window w, -inf where it is not admissible.  beside: (W,)."""
     length = max(len(window) for window in windows)
-    starts = np.where(padded_flags((w.max_context for w in windows), length), start[:, :length].astype(np.float64), -np.inf)  # (W, T)
+    starts = np.where(padded_flags((w.max_context for w in windows), length), start[:, :length] - beside[:, None], -np.inf)  # (W, T)
     ends = np.where(padded_flags((w.context_mask for w in windows), length), end[:, :length].astype(np.float64), -np.inf)  # (W, T)
     longest = min(max_answer_tokens, length)
     z = np.full((longest, *starts.shape), -np.inf)
@@ -79,11 +94,17 @@ def span_scores(windows: tuple[Window, ...], start: Floats, end: Floats, max_ans
 
 
 def _decode_request(
-    request: Request, windows: tuple[Window, ...], start: Floats, end: Floats, options: SpanOptions, threshold: float | None
+    request: Request,
+    windows: tuple[Window, ...],
+    start: Floats,
+    end: Floats,
+    options: SpanOptions,
+    threshold: float | None,
+    beside: NDArray[np.float64],
 ) -> tuple[Answer, ...]:
     chunks = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(windows), WINDOWS_AT_ONCE)]
-    scores = [span_scores(windows[chunk], start[chunk], end[chunk], options.max_answer_tokens) for chunk in chunks]
-    null = -np.inf if threshold is None else float((start[:, 0].astype(np.float64) + end[:, 0]).min()) - threshold
+    scores = [span_scores(windows[chunk], start[chunk], end[chunk], options.max_answer_tokens, beside[chunk]) for chunk in chunks]
+    null = -np.inf if threshold is None else float((_nulls(start, end) - beside).min()) - threshold
     top = max(null, *(float(z.max()) for z in scores))
     log_total = top + np.log(sum(_sum_exp(z, top) for z in scores) + np.exp(null - top))
     answers = _best_spans(request, windows, scores, options, log_total)

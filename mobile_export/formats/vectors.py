@@ -30,7 +30,7 @@ from pocketqa import spans, squad
 from pocketqa.errors import CorruptFolder, InputError, OptionsError
 from pocketqa.features import Encoded, Tokenizer, collate
 from pocketqa.golden import DIGITS, TWO_BEST
-from pocketqa.types import JSON, MAX_WINDOW_TOKENS, Request, SpanLogits, SpanOptions, Window, WindowOptions
+from pocketqa.types import JSON, MAX_WINDOW_TOKENS, NoAnswer, Request, SpanLogits, SpanOptions, Window, WindowOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ of several code points, special tokens that a user types, words beyond WordPiece
 made of several code points, of which some are tokens and some are dropped."""
 
 
-def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowOptions) -> str:
+def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowOptions, no_answer: NoAnswer | None = None) -> str:
     """The text of golden.json, computed by the checkpoint in float32, one window at a time and in one thread: the same bytes on every run.
 
     Raises OptionsError where the windows are too short for any question.
@@ -74,7 +74,7 @@ def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowO
         runtime = PyTorchRuntime(model)
         for question, context in golden_pairs():
             if encoded := _fitting(tokenizer, question, context, window):
-                questions.append(_question(encoded, _logits(runtime, encoded)))
+                questions.append(_question(encoded, _logits(runtime, encoded), no_answer))
     if not questions:
         raise OptionsError(f"Windows of {window.max_tokens} tokens have no room for a question. Choose a greater --length.")
     document = {
@@ -140,10 +140,10 @@ def _logits(runtime: Runtime, encoded: Encoded) -> SpanLogits:
     return SpanLogits(start, end)
 
 
-def _question(encoded: Encoded, logits: SpanLogits) -> JSON:
+def _question(encoded: Encoded, logits: SpanLogits, no_answer: NoAnswer | None) -> JSON:
     request = encoded.requests[0]
     context = request.contexts[0]
-    answers = spans.decode(encoded, logits, _span_options(encoded))[0].answers
+    answers = spans.decode(encoded, logits, _span_options(encoded), no_answer)[0].answers
     best = answers[0]
     windows = [_window(window, logits.start[row], logits.end[row]) for row, window in enumerate(encoded.windows)]
     return {

@@ -363,7 +363,7 @@ public final class QuestionReader {
     }
 
     private struct Span {
-        let value: Double  // start logit + end logit
+        let value: Double  // start logit + end logit, less those of [CLS] where windows are compared
         let start: Int  // scalars of the passage
         let end: Int
     }
@@ -372,10 +372,14 @@ public final class QuestionReader {
         _ windows: [QuestionWindow], _ tokens: [WordPieceTokenizer.Token], _ logits: [(start: [Float], end: [Float])], _ passage: String, count: Int,
         allowNoAnswer: Bool
     ) -> [Answer] {
-        let spans = admissible(windows, tokens, logits)
+        // Training compares tokens with those of their own window alone, so several windows are compared beside their own [CLS]: a model that was not
+        // trained with windows without an answer has nothing to compare them by.
+        let nulls = logits.map { Double($0.start[0]) + Double($0.end[0]) }
+        let beside = settings.noAnswer.trained && nulls.count > 1 ? nulls : nulls.map { _ in 0 }
+        let spans = admissible(windows, tokens, logits, beside)
         var null = -Double.infinity
         if allowNoAnswer {
-            null = logits.map { Double($0.start[0]) + Double($0.end[0]) }.min()! - (settings.noAnswer.threshold ?? 0)
+            null = zip(nulls, beside).map { $0 - $1 }.min()! - (settings.noAnswer.threshold ?? 0)
         }
         guard let best = spans.first else { return [] }
         let top = max(best.value, null)
@@ -400,14 +404,15 @@ public final class QuestionReader {
 
     /// All spans within the length limit, each counted only in the window in which its first token has its best context; best first.
     private func admissible(
-        _ windows: [QuestionWindow], _ tokens: [WordPieceTokenizer.Token], _ logits: [(start: [Float], end: [Float])]
+        _ windows: [QuestionWindow], _ tokens: [WordPieceTokenizer.Token], _ logits: [(start: [Float], end: [Float])], _ beside: [Double]
     ) -> [Span] {
         let longest = min(QuestionReader.longestAnswer, max(1, (settings.config.window.docStride - 1) / 2 + 1))
         var spans: [Span] = []
-        for (window, values) in zip(windows, logits) {
+        for (index, (window, values)) in zip(windows, logits).enumerated() {
             for first in 0..<window.owned.count where window.owned[first] {
                 for last in first..<min(first + longest, window.owned.count) {
-                    let value = Double(values.start[window.firstContext + first]) + Double(values.end[window.firstContext + last])
+                    let sum = Double(values.start[window.firstContext + first]) + Double(values.end[window.firstContext + last])
+                    let value = sum - beside[index]
                     spans.append(Span(value: value, start: tokens[window.firstToken + first].start, end: tokens[window.firstToken + last].end))
                 }
             }

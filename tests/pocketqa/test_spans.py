@@ -35,22 +35,25 @@ def random_logits(encoded: Encoded, seed: int, scale: float = 3.0, padding: int 
     return SpanLogits(start, end)
 
 
-def admissible(encoded: Encoded, logits: SpanLogits, longest: int) -> list[tuple[float, int, int, int]]:
+def admissible(encoded: Encoded, logits: SpanLogits, longest: int, trained: bool = True) -> list[tuple[float, int, int, int]]:
     """Every span as (z, passage, first code point, last code point), from the definition in the module's docstring; one request only."""
     found = []
     for w, window in enumerate(encoded.windows):
+        beside = float(logits.start[w, 0]) + float(logits.end[w, 0]) if trained and len(encoded.windows) > 1 else 0.0
         for i in range(len(window)):
             for j in range(i, min(i + longest, len(window))):
                 if window.context_mask[i] and window.context_mask[j] and window.max_context[i]:
-                    z = float(logits.start[w, i]) + float(logits.end[w, j])
+                    z = (float(logits.start[w, i]) - beside) + float(logits.end[w, j])
                     found.append((z, window.source, int(window.offsets[i, 0]), int(window.offsets[j, 1])))
     return found
 
 
-def reference(encoded: Encoded, logits: SpanLogits, options: SpanOptions, threshold: float) -> list[tuple[float, int, int, int]]:
+def reference(
+    encoded: Encoded, logits: SpanLogits, options: SpanOptions, threshold: float, trained: bool = True
+) -> list[tuple[float, int, int, int]]:
     """(score, passage, start, end) of the answers, best first; passage -1 is no answer."""
-    every = admissible(encoded, logits, options.max_answer_tokens)
-    null = min(float(logits.start[w, 0]) + float(logits.end[w, 0]) for w in range(len(encoded.windows))) - threshold
+    every = admissible(encoded, logits, options.max_answer_tokens, trained)
+    null = -threshold if len(encoded.windows) > 1 else float(logits.start[0, 0]) + float(logits.end[0, 0]) - threshold
     terms = [z for z, *_ in every] + ([null] if options.no_answer else [])
     total = math.fsum(math.exp(z) for z in terms)
     chosen: list[tuple[float, int, int, int]] = []
@@ -98,7 +101,7 @@ def test_more_answers_begin_with_the_same_ones_even_in_ties(tokenizer, contexts,
     coarse = SpanLogits(np.rint(logits.start / 3), np.rint(logits.end / 3))
     few, many = (spans.decode(encoded, coarse, SpanOptions(max_answer_tokens=4, top_k=count, overlaps=overlaps))[0].answers for count in (1, top_k))
     assert few[0] == many[0]
-    expected = reference(encoded, coarse, SpanOptions(max_answer_tokens=4, top_k=top_k, overlaps=overlaps), 0.0)
+    expected = reference(encoded, coarse, SpanOptions(max_answer_tokens=4, top_k=top_k, overlaps=overlaps), 0.0, trained=False)
     assert [(a.source, a.start, a.end) for a in many] == [span[1:] for span in expected]
 
 
@@ -167,6 +170,20 @@ def test_no_answer_needs_every_window_to_say_so(tokenizer):
     assert spans.null_margins(encoded, SpanLogits(start, end)).tolist() == [-45 + 10]
 
 
+def test_windows_are_compared_beside_their_own_no_answer(tokenizer):
+    encoded = encode(tokenizer, "by Ada", "the mill")
+    start, end = (np.zeros((2, 7), dtype=np.float32) for _ in range(2))
+    ada, mill = (int(np.flatnonzero(encoded.windows[w].context_mask)[1]) for w in range(2))
+    start[0, ada] = end[0, ada] = 6
+    start[1, mill] = end[1, mill] = 5
+    start[0, 0] = end[0, 0] = 8  # the first passage has the larger logits, and says that it does not answer
+    logits = SpanLogits(start, end)
+    assert spans.decode(encoded, logits, SpanOptions(no_answer=False), TRAINED)[0].best.text == "mill"
+    assert spans.decode(encoded, logits, SpanOptions(no_answer=True), TRAINED)[0].best.text == "mill"
+    assert spans.null_margins(encoded, logits).tolist() == [-10]
+    assert spans.decode(encoded, logits)[0].best.text == "Ada"  # a model that knows no "no answer" has only its logits
+
+
 def test_two_places_of_one_text_are_two_answers(tokenizer):
     encoded = encode(tokenizer, "Ada by Ada", "Ada")
     logits = SpanLogits(np.zeros((2, 8), dtype=np.float32), np.zeros((2, 8), dtype=np.float32))
@@ -199,7 +216,7 @@ def test_requests_are_decoded_apart(tokenizer):
     for margin, (first, last) in zip(margins, encoded.ranges, strict=True):
         part = SpanLogits(logits.start[first:last], logits.end[first:last])
         alone = tokenizer.encode([requests[0 if first == 0 else 1]])
-        null = min(float(part.start[w, 0] + part.end[w, 0]) for w in range(last - first))
+        null = 0.0 if last - first > 1 else float(part.start[0, 0] + part.end[0, 0])
         assert margin == pytest.approx(null - max(z for z, *_ in admissible(alone, part, 2)), abs=1e-5)
 
 
