@@ -158,13 +158,13 @@ def _distinct(
             found.append((-float(z[d, w, i]), window.source, begin, end))
     chosen: list[Answer] = []
     for negative, source, begin, end in sorted(found):
-        if not options.overlaps and _overlaps(chosen, source, begin, end):
+        if not options.overlaps and overlaps_any(chosen, source, begin, end):
             continue  # as most do: their characters need no look
         context = request.contexts[source]
         begin, end = whole_characters(context, begin, end)
         # Several tokens may stand on one character (Hangul), so even overlapping spans are kept once each.
         taken = any((a.source, a.start, a.end) == (source, begin, end) for a in chosen)
-        if taken if options.overlaps else _overlaps(chosen, source, begin, end):
+        if taken if options.overlaps else overlaps_any(chosen, source, begin, end):
             continue
         chosen.append(Answer(context[begin:end], begin, end, min(1.0, float(np.exp(-negative - log_total))), source))
         if len(chosen) == options.top_k:
@@ -172,7 +172,8 @@ def _distinct(
     return chosen
 
 
-def _overlaps(answers: Sequence[Answer], source: int, begin: int, end: int) -> bool:
+def overlaps_any(answers: Sequence[Answer], source: int, begin: int, end: int) -> bool:
+    """Whether a span of a passage has a character in common with one of the answers."""
     return any(a.source == source and begin < a.end and a.start < end for a in answers)
 
 

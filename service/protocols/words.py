@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from pocketqa.spans import overlaps_any
 from pocketqa.types import Answer
 
 # Signs that Unicode counts as symbols and BERT's tokenizer as punctuation.
@@ -22,7 +23,7 @@ def aligned(answers: Iterable[Answer], contexts: Sequence[str], wanted: int) -> 
         if len(chosen) == wanted:
             break
         # Words overlap where parts of them do, so that no word is walked through twice.
-        if not any(answer.source == other.source and answer.start < other.end and other.start < answer.end for other in chosen):
+        if not overlaps_any(chosen, answer.source, answer.start, answer.end):
             chosen.append(answer if answer.is_no_answer else _widened(answer, contexts[answer.source]))
     return chosen
 

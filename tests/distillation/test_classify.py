@@ -213,8 +213,8 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, data: Path, tea
     monkeypatch.undo()
     edited = shutil.copytree(data / "sst2", tmp_path / "edited" / "sst2")
     (edited / "train.tsv").write_text((edited / "train.tsv").read_text().replace("lamp", "chair", 1))
-    for changed in (["--learning-rate", "1e-5"], ["--data", str(edited.parent)], [str(tiny_distilbert(tmp_path / "other", seed=9)), *common[1:]]):
-        words = changed if changed[0][0] == "/" else [*common, *changed]
+    other = tiny_distilbert(tmp_path / "other", seed=9)
+    for words in ([*common, "--learning-rate", "1e-5"], [*common, "--data", str(edited.parent)], [str(other), *common[1:]]):
         with pytest.raises(TrainingError, match="other data, options or starting weights"):
             classify.main([*words, "--out", str(tmp_path / "resumed")])
     assert classify.main([*common, "--out", str(tmp_path / "resumed")]) == 0

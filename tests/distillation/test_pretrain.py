@@ -115,8 +115,12 @@ def test_a_stopped_run_goes_on_with_the_same_words_alone(tmp_path: Path, text: P
         assert pretrain.main(command) == 143
     edited, other = tmp_path / "edited.txt", tiny_base(tmp_path / "other", vocabulary=VOCABULARY, seed=1)
     edited.write_text(text.read_text().replace("red", "blue", 1))
-    changes: list[list[str]] = [["--learning-rate", "1e-5"], ["--corpus", str(edited)], ["--insert", "quiet"]]
-    for changed in (*([*command, *words] for words in changes), [str(other), *command[1:]]):
+    for changed in (
+        [*command, "--learning-rate", "1e-5"],
+        [*command, "--corpus", str(edited)],
+        [*command, "--insert", "quiet"],
+        [str(other), *command[1:]],
+    ):
         with pytest.raises(TrainingError, match="other data, options or starting weights"):
             pretrain.main(changed)
     assert pretrain.main(command) == 0
