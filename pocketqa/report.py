@@ -4,8 +4,8 @@
     pocketqa report --check          change nothing; exit status 1 and the first difference when they disagree with the run files
     pocketqa report --html report    also report/index.html, with figures, and each figure as a PNG (extra `report`)
 
-The pages depend on the run files, on the published claims in claims.toml and on the list of experiments in experiments.toml alone, so the same ones
-always give the same bytes; figures also on the version of matplotlib.
+The pages depend on the run files, on the published claims in claims.toml, on the list of experiments in experiments.toml and on the models that
+belong together in pairs.toml alone, so the same ones always give the same bytes; figures also on the version of matplotlib.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.reporting import load_tables, mobile_tables, replica_tables, service_tables, tables, training_tables, zoo_tables
 from pocketqa.reporting.claims import Claims, claim_lines, read_claims
 from pocketqa.reporting.experiments import Experiment, experiment_lines, read_experiments
 from pocketqa.reporting.harder_tables import harder_lines
+from pocketqa.reporting.pairs import Pair, earlier_weights, of_current, pair_statements, read_pairs
 from pocketqa.runs import SPLITS, RunFile, read_all
 from pocketqa.writes import write_atomic
 
@@ -36,9 +39,11 @@ TITLES = {
 NOTES = {
     "SQuAD v1.1 dev": "How good the models are. Measured for publication only; nothing is chosen by it. For scale: of hidden size 768, and trained "
     "on all 87,599 questions of SQuAD, BERT-base has F1 88.5, DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
-    "Development split": "Questions that no model was trained on, of articles that are not in SQuAD dev. Everything that is chosen is chosen here.",
+    "Development split": "Questions that no training of this project used, of articles that are not in SQuAD dev; the base they start from has seen "
+    "such questions beside their passages. Everything that is chosen is chosen here.",
     "Compression": "How few bits each weight of an exported model needs.",
-    "Training": "Every training whose weights ship, or whose figure stands on this page.",
+    "Training": "Trainings whose weights ship, or whose figures stand on this page. Weights are named as training left them; packaging rounds them "
+    "to float16, so that packaged models have other digits.",
     "Classification": "What distillation keeps of other tasks than answering questions.",
     "Ablation": "What each part of distillation is worth.",
     "Experiments": "What was tried to make the models better, and what came of it.",
@@ -56,9 +61,19 @@ NOTES = {
 NO_RUNS = "There are no run files yet, so there is nothing to report: no number of this project has been published."
 EXPORTED = "As exported, each run from its saved bytes alone:"
 PAGE = "index.html"
-CLAIMS, NO_CLAIMS = Path("claims.toml"), Claims()
-EXPERIMENTS = "experiments.toml"
+CLAIMS = Path("claims.toml")
+EXPERIMENTS, PAIRS = "experiments.toml", "pairs.toml"
 Link = Callable[[str, RunFile], str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What is not in run files: claims of others, what was tried, and which models belong together."""
+
+    claims: Claims = field(default_factory=Claims)
+    experiments: Sequence[Experiment] = ()
+    pairs: Sequence[Pair] = ()
 
 
 def main(argv: list[str]) -> int:
@@ -67,13 +82,13 @@ def main(argv: list[str]) -> int:
     if arguments.check and arguments.html:
         raise OptionsError("--check changes nothing, so it cannot go with --html, which writes; give one of them.")
     runs = read_all(arguments.runs)
-    claims = read_claims(arguments.claims or CLAIMS) if arguments.claims or CLAIMS.is_file() else NO_CLAIMS
-    log = arguments.experiments or arguments.runs.with_name(EXPERIMENTS)
-    experiments = read_experiments(log) if arguments.experiments or log.is_file() else ()
-    page = results_page(runs, *_both_links(arguments.runs, arguments.out), claims, experiments)
+    lists = _lists(arguments)
+    page = results_page(runs, *_both_links(arguments.runs, arguments.out), lists)
     wanted = [(arguments.out, with_contents(page))]
     if not arguments.no_readme:
-        wanted.append((arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True)))))
+        wanted.append(
+            (arguments.readme, readme_page(arguments.readme, readme_table(runs, _links(arguments.runs, arguments.readme, brief=True), lists.pairs)))
+        )
     if arguments.check:
         problems = [problem for path, text in wanted if (problem := first_difference(path, text))]
         if problems:
@@ -88,18 +103,18 @@ def main(argv: list[str]) -> int:
             raise DataError(f"Expected to write {path}, but it cannot be written: {error.strerror}. Make its folder, or name another file.") from None
         print(f"Wrote {path} from {len(runs)} run files.")
     if arguments.html:
-        write_html(runs, claims, experiments, arguments.runs, arguments.html)
+        write_html(runs, lists, arguments.runs, arguments.html)
     return 0
 
 
-def write_html(runs: tables.Runs, claims: Claims, experiments: Sequence[Experiment], folder: Path, out: Path) -> None:
+def write_html(runs: tables.Runs, lists: Lists, folder: Path, out: Path) -> None:
     """The results as one page with embedded figures, and the figures beside it.  Figures of an earlier report in `out` are removed."""
     from pocketqa.reporting.figures import pictures
     from pocketqa.reporting.page import html_page
 
-    drawn = pictures(runs, TITLES)
+    drawn = pictures(of_current(runs, lists.pairs), TITLES)
     out.mkdir(parents=True, exist_ok=True)
-    page = html_page(results_page(runs, *_both_links(folder, out / PAGE), claims, experiments), drawn)
+    page = html_page(results_page(runs, *_both_links(folder, out / PAGE), lists), drawn)
     for old in set(out.glob("*.png")) - {out / f"{picture.name}.png" for picture in drawn}:
         old.unlink()
     for picture in drawn:
@@ -108,11 +123,12 @@ def write_html(runs: tables.Runs, claims: Claims, experiments: Sequence[Experime
     print(f"Wrote {out / PAGE} with {len(drawn)} figures from {len(runs)} run files.")
 
 
-def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO_CLAIMS, experiments: Sequence[Experiment] = ()) -> str:
-    """RESULTS.md as text; the same run files, claims and experiments always give the same text.
+def results_page(runs: tables.Runs, link: Link, brief: Link, lists: Lists | None = None) -> str:
+    """RESULTS.md as text; the same run files and lists always give the same text.
 
     link: says where a row comes from, with the command; brief: without.
     """
+    lists = lists or Lists()
     head = [
         "# Results",
         "",
@@ -123,20 +139,20 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, claims: Claims = NO
     ]
     if not runs:
         return "\n".join([*head, NO_RUNS, ""])
-    if earlier := tables.earlier_weights(runs):
+    if earlier := earlier_weights(runs, lists.pairs):
         head += [*earlier, ""]
     sections = [
-        *((TITLES[split], _split_lines(runs, split, link)) for split in SPLITS),
+        *((TITLES[split], _split_lines(runs, split, link, lists.pairs)) for split in SPLITS),
         ("Compression", mobile_tables.compression_lines(runs, link)),
         ("Training", training_tables.training_lines(runs, link)),
         ("Classification", training_tables.task_lines(runs, link)),
         ("Ablation", training_tables.ablation_lines(runs, link)),
-        ("Experiments", experiment_lines(experiments, runs, brief)),
+        ("Experiments", experiment_lines(lists.experiments, runs, brief)),
         ("Training speed", training_tables.speed_lines(runs, link)),
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),
-        ("Claims audited", claim_lines(claims, runs, brief)),
+        ("Claims audited", claim_lines(lists.claims, of_current(runs, lists.pairs), brief)),
         ("Service", service_tables.service_lines(runs, link)),
         ("Load", load_tables.load_lines(runs, link)),
         ("Scale-out", replica_tables.replica_lines(runs, link)),
@@ -161,7 +177,7 @@ def _anchor(title: str) -> str:
     return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
 
 
-def _split_lines(runs: tables.Runs, split: str, link: Link) -> list[str]:
+def _split_lines(runs: tables.Runs, split: str, link: Link, pairs: Sequence[Pair]) -> list[str]:
     """Evaluations of models on one split, then what was exported from them."""
     found, verified = tables.evaluations(runs, split), mobile_tables.verifications(runs, split)
     articles = tables.evaluations(runs, split, "articles")
@@ -173,19 +189,21 @@ def _split_lines(runs: tables.Runs, split: str, link: Link) -> list[str]:
     if verified:
         lines += [EXPORTED, "", *mobile_tables.verification_table(verified, link), ""]
     lines += harder_lines(found, articles, link)
-    said = tables.statements(found)
+    said = pair_statements(found, pairs)
     return [*lines, *tables.resampling(found | verified | articles), *(["", *said] if said else [])]
 
 
-def readme_table(runs: tables.Runs, link: Link) -> str:
+def readme_table(runs: tables.Runs, link: Link, pairs: Sequence[Pair] = ()) -> str:
     """The README's section between the markers: the current models on SQuAD dev, and what follows from it."""
-    found = tables.current(tables.evaluations(runs, "squad-dev"))
+    found = tables.current(tables.evaluations(of_current(runs, pairs), "squad-dev"))
     if not found:
         return "SQuAD dev has not been measured yet: there are no run files for it."
     note = "SQuAD v1.1 dev, in percent with 95 % intervals; generated from run files by `pocketqa report`. More in [RESULTS.md](RESULTS.md)."
     note += " Times are of whole questions of the project's own samples, asked one at a time."
     times = mobile_tables.question_times(runs, link)
-    return "\n".join([note, "", *tables.evaluation_table(found, link, times), "", *tables.resampling(found), "", *tables.statements(found)]).rstrip()
+    return "\n".join(
+        [note, "", *tables.evaluation_table(found, link, times), "", *tables.resampling(found), "", *pair_statements(found, pairs[-1:])]
+    ).rstrip()
 
 
 def readme_page(path: Path, section: str) -> str:
@@ -237,6 +255,20 @@ def _links(folder: Path, page: Path, brief: bool = False) -> Link:
     return link
 
 
+def _lists(arguments: argparse.Namespace) -> Lists:
+    """The lists that are named, or lie where they are looked for."""
+
+    def read(named: Path | None, usual: Path, how: Callable[[Path], T], none: T) -> T:
+        return how(named or usual) if named or usual.is_file() else none
+
+    beside = arguments.runs.with_name
+    return Lists(
+        read(arguments.claims, CLAIMS, read_claims, Claims()),
+        read(arguments.experiments, beside(EXPERIMENTS), read_experiments, ()),
+        read(arguments.pairs, beside(PAIRS), read_pairs, ()),
+    )
+
+
 def _not_checked(runs: tables.Runs, link: Link) -> list[str]:
     """Each thing once, with the first run that says it and how many more do."""
     said: dict[str, list[str]] = {}
@@ -255,6 +287,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--claims", type=Path, metavar="FILE", help=f"published claims to audit (default: {CLAIMS}, where there is one)")
     words = f"list of experiments (default: {EXPERIMENTS} beside the run files' folder, where there is one)"
     parser.add_argument("--experiments", type=Path, metavar="FILE", help=words)
+    words = f"models that belong together (default: {PAIRS} beside the run files' folder, where there is one; else all of the newest weights)"
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help=words)
     parser.add_argument("--html", type=Path, metavar="DIR", help="also write DIR/index.html and its figures (extra `report`)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page disagrees with the run files")
     return parser

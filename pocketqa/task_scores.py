@@ -103,21 +103,32 @@ def per_example(results: JSON, name: str = "run file") -> PerExample:
 
 def compare_tasks(first: JSON, second: JSON, names: tuple[str, str] = ("first", "second")) -> TaskComparison:
     """Paired comparison of two runs on the same examples.  Raises DataError when task or examples differ."""
-    a, b = per_example(first, names[0]), per_example(second, names[1])
-    if first["task"] != second["task"] or not np.array_equal(a.labels, b.labels):
-        raise DataError(f"{names[0]} and {names[1]} are of different examples, so they cannot be compared in pairs. Evaluate both on the same file.")
+    a, b = _check_same(first, second, names)
     return _compared(float(first["score"]), float(second["score"]), resampled_scores(a), resampled_scores(b), len(a.labels))
 
 
 def compare_means(first: Sequence[JSON], second: Sequence[JSON]) -> TaskComparison:
     """The same for the mean of several tasks: each task's examples are resampled apart from the others'.  The tasks stand in one order in both."""
+    if [one["task"] for one in first] != [one["task"] for one in second]:
+        raise DataError("The means of different tasks cannot be compared.")
+    for ours, theirs in zip(first, second, strict=True):
+        _check_same(ours, theirs, ("first", "second"))
     means = []
     for results in (first, second):
         resampled = [resampled_scores(per_example(one), seed=i) for i, one in enumerate(results)]
         means.append((sum(float(one["score"]) for one in results) / len(results), np.mean(resampled, axis=0)))
-    if [one["task"] for one in first] != [one["task"] for one in second]:
-        raise DataError("The means of different tasks cannot be compared.")
     return _compared(means[0][0], means[1][0], means[0][1], means[1][1], len(first))
+
+
+def _check_same(first: JSON, second: JSON, names: tuple[str, str]) -> tuple[PerExample, PerExample]:
+    """Both runs' predictions.  Raises DataError where they are not of the same examples."""
+    a, b = per_example(first, names[0]), per_example(second, names[1])
+    if first["task"] != second["task"] or not np.array_equal(a.labels, b.labels):
+        task = first["task"]
+        raise DataError(
+            f"{names[0]} and {names[1]} are of different examples ({task}), so they cannot be compared in pairs. Evaluate both on the same file."
+        )
+    return a, b
 
 
 def mean_of_tasks(results: Sequence[JSON]) -> Interval:

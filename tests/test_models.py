@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pocketqa import Reader, metrics, squad
-from pocketqa.folders import ModelFolder, safetensors_header
+from pocketqa.folders import ModelFolder, safetensors_header, sha256_file
 from pocketqa.golden import Golden, replay
+from pocketqa.reporting.pairs import read_pairs
 
 MODELS = Path(__file__).parent.parent / "models"
 SAMPLES = Path(__file__).parent.parent / "pocketqa" / "samples.json"
@@ -40,6 +41,12 @@ def test_the_pair_stays_small_enough_to_clone() -> None:
 def test_both_say_no_answer_and_share_a_vocabulary(readers: dict[str, Reader]) -> None:
     assert all(reader.no_answer.trained and reader.no_answer.threshold is not None for reader in readers.values())
     assert readers["teacher"].tokenizer.vocabulary_hash == readers["student"].tokenizer.vocabulary_hash
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_the_last_of_the_listed_pairs_is_the_bundled_one(name: str) -> None:
+    digits = getattr(read_pairs(MODELS.parent / "pairs.toml")[-1], name)
+    assert sha256_file(ModelFolder(MODELS / name).weights).startswith(digits) and digits
 
 
 @pytest.mark.parametrize("name", PAIR)

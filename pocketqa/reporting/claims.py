@@ -18,14 +18,15 @@ from pocketqa.reporting.tables import Runs, table
 from pocketqa.runs import RunFile
 from pocketqa.types import JSON
 
-AGREES, ONE_READING, DIFFERS = "agrees", "agrees in one reading", "differs"
-STATED = ("unlike things", "not in the source", "not so")  # what no figure tells
+AGREES, BOUND, ONE_READING, DIFFERS = "agrees", "agrees as a bound", "agrees in one reading", "differs"
+STATED = ("unlike things", "not in the paper", "not so")  # what no figure tells
 VERDICTS = {
     AGREES: "the figures of its source give the claim, within its rounding",
+    BOUND: "the figures lie within the bound that the claim gives",
     ONE_READING: "some of the readings that the words allow give it",
     DIFFERS: "the figures of its source, or of others where it has none, give something else",
     STATED[0]: "the claim sets figures beside each other that are of different things",
-    STATED[1]: "nothing in the source says it",
+    STATED[1]: "nothing in the paper that the claim is about says it",
     STATED[2]: "the thing itself is otherwise",
 }
 HEAD = ("claim", "source", "the source's own figures", "recomputed from them", "ours", "verdict")
@@ -91,7 +92,8 @@ class Claim:
         if self.stated:
             return self.stated
         agreeing = sum(self._agrees(found.value) for found in self.recomputed)
-        return AGREES if agreeing == len(self.recomputed) else ONE_READING if agreeing else DIFFERS
+        whole = AGREES if self.bound == "equal" else BOUND
+        return whole if agreeing == len(self.recomputed) else ONE_READING if agreeing else DIFFERS
 
     def _agrees(self, value: float) -> bool:
         unit = self.to or 10.0 ** -len(self.says.partition(".")[2])

@@ -16,7 +16,7 @@ from pocketqa.runs import RunFile, compare
 from pocketqa.types import JSON
 
 HEAD = ("tried", "EM / F1 with it", "without", "EM / F1 without it", "F1 gained", "kept", "measured")
-KEYS = {"tried": str, "run": str, "without": str, "against": str, "kept": bool}
+KEYS = {"tried": str, "run": str, "without": str, "against": str, "kept": str}
 Link = Callable[[str, RunFile], str]
 
 
@@ -28,7 +28,7 @@ class Experiment:
     run: str
     without: str
     against: str
-    kept: bool
+    kept: str
 
 
 def read_experiments(path: Path) -> tuple[Experiment, ...]:
@@ -71,7 +71,7 @@ def _row(experiment: Experiment, runs: Runs, link: Link) -> tuple[str, ...]:
     paired = ours.kind == theirs.kind == "evaluation"
     gained = signed(compare(ours, theirs).f1) if paired else f"{a['f1'] - b['f1']:+.2f}"
     links = "; ".join(link(name, runs[name]) for name in names)
-    return experiment.tried, scores_cell(a), experiment.without, scores_cell(b), gained, "yes" if experiment.kept else "no", links
+    return experiment.tried, scores_cell(a), experiment.without, scores_cell(b), gained, experiment.kept, links
 
 
 def _scores(name: str, run: RunFile) -> JSON:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -98,7 +99,9 @@ def quality_points(runs: Runs, split: str) -> list[Point]:
     """Evaluations and verifications on a split, the last of each form, with the bytes and the latency that other runs have of the same weights."""
     points: dict[tuple[str, ...], Point] = {}
     found = (*evaluations(runs, split).values(), *verifications(runs, split).values())
-    whole = max((run.results["count"] for run in found), default=0)
+    wholes: Counter[str] = Counter()
+    for run in found:
+        wholes[run.data[0].sha256] = max(wholes[run.data[0].sha256], run.results["count"])
     for run in sorted(found, key=lambda run: order_of(run.subjects[0])):
         subject, r = run.subjects[0], run.results
         timed = _latency_of(runs, run)
@@ -107,7 +110,9 @@ def quality_points(runs: Runs, split: str) -> list[Point]:
         form = f"{r['target']} {r['scheme']}" if verified else f"{subject.engine} {subject.precision}"
         if verified and r["layout"] != "standard":
             form += f" {r['layout']}"
-        if r["count"] < whole:  # scores of a sample do not compare with those of the whole file
+        if len(wholes) > 1:
+            form += f" on {run.data[0].name}"
+        if r["count"] < wholes[run.data[0].sha256]:  # scores of a sample do not compare with those of the whole file
             form += f", {r['count']:,} questions"
         f1 = Interval.from_json(r["intervals"]["f1"])
         points[subject.name, subject.sha256, form] = Point(subject.name, form, f1, size, timed[1] if timed else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind, order_of, signed, table, timing_table
+from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, signed, table, timing_table
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
@@ -42,9 +42,11 @@ def verifications(runs: Runs, split: str) -> dict[str, RunFile]:
     """Verifications on a split, by role, model, target, scheme and date."""
     found = {name: run for name, run in of_kind(runs, "verification").items() if split in {d.split for d in run.data}}
 
+    models = model_order(found)
+
     def order(item: tuple[str, RunFile]) -> tuple[object, ...]:
         r = item[1].results
-        return (*order_of(item[1].subjects[0]), r["target"], r["layout"], -r["bytes"]["package"], item[1].created, item[0])
+        return (*models(item[1].subjects[0]), r["target"], r["layout"], -r["bytes"]["package"], item[1].created, item[0])
 
     return dict(sorted(found.items(), key=order))
 
@@ -234,7 +236,7 @@ def _latency_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
         stages = r["stages"].get(label, {})
         split = " + ".join(f"{stages[stage]['p50']:,.2f}" if stage in stages else "?" for stage in ("tokenise", "forward", "decode"))
         times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
-        yield (_contestant(r, label), _workload(r), device_text(r), _rules(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
+        yield (_contestant(run, label), _workload(r), device_text(r), _rules(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
 
 
 def _ratio_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
@@ -253,7 +255,7 @@ def _load_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
         peak = memory.get("peak") if isinstance(memory, dict) else memory
         sizes = r.get("bytes", {}).get(label, {})
         yield (
-            _contestant(r, label),
+            _contestant(run, label),
             *("" if value is None else f"{value:.2f} s" for value in seconds),
             "" if peak is None else f"{peak:,.0f} MiB",
             *(megabytes(sizes.get(key)) for key in ("package", "weights", "zipped")),
@@ -261,9 +263,12 @@ def _load_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _contestant(r: JSON, label: str) -> str:
-    origin = " (random weights)" if r.get("origin", {}).get(label) == "configuration" else ""
-    return f"{label}, {_threads(r)}{origin}"
+def _contestant(run: RunFile, label: str) -> str:
+    r = run.results
+    if r.get("origin", {}).get(label) == "configuration":
+        return f"{label}, {_threads(r)} (random weights)"
+    weights = [f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label]
+    return f"{label}, {_threads(r)}{''.join(weights[:1])}"
 
 
 def _threads(r: JSON) -> str:

@@ -36,18 +36,21 @@ def evaluations(runs: Runs, split: str, contexts: str = "paragraphs") -> dict[st
     """
     of_split = {name: run for name, run in of_kind(runs, "evaluation").items() if split in {d.split for d in run.data}}
     found = {name: run for name, run in of_split.items() if run.results.get("contexts", "paragraphs") == contexts}
-    newest: dict[str, str] = {}
-    for run in found.values():
-        newest[run.subjects[0].sha256] = max(run.created, newest.get(run.subjects[0].sha256, ""))
+    models = model_order(found)
 
     def order(item: tuple[str, RunFile]) -> tuple[object, ...]:
         subject = item[1].subjects[0]
-        age = tuple(-ord(letter) for letter in newest[subject.sha256])
-        rank, role, name = order_of(subject)
-        model = (rank, role, name, age, subject.sha256)
-        return (*model, not _is_reference(subject), subject.engine, subject.precision, item[1].created, item[0])
+        return (*models(subject), not _is_reference(subject), subject.engine, subject.precision, item[1].created, item[0])
 
     return dict(sorted(found.items(), key=order))
+
+
+def model_order(found: Runs) -> Callable[[Subject], tuple[object, ...]]:
+    """The place of a model among those of some runs: by role, name and the day its weights were last measured, newest first."""
+    newest: dict[str, str] = {}
+    for run in found.values():
+        newest[run.subjects[0].sha256] = max(run.created, newest.get(run.subjects[0].sha256, ""))
+    return lambda subject: (*order_of(subject), tuple(-ord(letter) for letter in newest[subject.sha256]), subject.sha256)
 
 
 def current(found: Runs) -> dict[str, RunFile]:
@@ -66,19 +69,6 @@ def current(found: Runs) -> dict[str, RunFile]:
     hashes = {sha256 for _, sha256 in weights.values()}
     kept = {name for _, name in latest.values() if whole[name].subjects[0].sha256 in hashes}
     return {name: run for name, run in whole.items() if name in kept}
-
-
-def earlier_weights(runs: Runs) -> list[str]:
-    """A line about weights that others of the same role and name have followed, where runs that measured them are still there; else nothing."""
-    now = {(s.role, s.name): s.sha256 for run in current(evaluations(runs, "squad-dev")).values() for s in run.subjects}
-    measured = (s for run in runs.values() if run.kind != "training" for s in run.subjects)
-    earlier = sorted({model_cell(s) for s in measured if now.get((s.role, s.name), s.sha256) != s.sha256})
-    if not earlier:
-        return []
-    return [
-        f"Measured with earlier weights, in rows that name them: {', '.join(earlier)}.",
-        "Their scores are not those of today's models; times and sizes, which do not depend on the values of weights, stand until measured again.",
-    ]
 
 
 def evaluation_table(found: Runs, link: Callable[[str, RunFile], str], times: Mapping[tuple[str, str, str], str] | None = None) -> list[str]:
@@ -117,39 +107,35 @@ def statements(found: Runs) -> list[str]:
     """What the current evaluations say about teacher against control, student against control and student against teacher."""
     runs = list(current(found).values())
     by_role = {role: [run for run in runs if run.subjects[0].role == role] for role in ROLES}
-    lines = []
     controls = paired_runs(by_role["teacher"], by_role["control"])
-    for teacher, control in controls:
-        lines.append(_against_control("teacher", teacher, control))
-    for student, control in paired_runs(by_role["student"], by_role["control"]):
-        lines.append(_against_control("student", student, control))
+    lines = [_against_control(run, control) for run, control in (*controls, *paired_runs(by_role["student"], by_role["control"]))]
     for student, teacher in paired_runs(by_role["student"], by_role["teacher"]):
         lines.append(_retention(student, teacher, of_same_weights(controls, teacher)))
-    if by_role["teacher"] and not by_role["control"]:
-        lines.append("No control was measured on these questions, so nothing is said about whether the teacher beats it.")
+    if by_role["teacher"] and not controls:
+        models = ", ".join(dict.fromkeys(model_cell(run.subjects[0]) for run in by_role["teacher"]))
+        lines.append(f"No control was measured on the same questions in the same engine, so nothing is said about whether the {models} beats one.")
     return [f"- {line}" for line in lines]
 
 
-def _against_control(role: str, run: RunFile, control: RunFile) -> str:
-    outcome = compare(run, control)
+def _against_control(run: RunFile, control: RunFile) -> str:
+    outcome, model, other = compare(run, control), model_cell(run.subjects[0]), model_cell(control.subjects[0])
     if outcome.f1.low > 0:
-        verdict = "beats the control by F1: its interval lies above zero"
+        verdict = f"beats the {other} by F1: its interval lies above zero"
     elif outcome.f1.high < 0:
-        verdict = "does not beat the control by F1: it is worse, its interval lies below zero"
+        verdict = f"does not beat the {other} by F1: it is worse, its interval lies below zero"
     else:
-        verdict = "does not beat the control by F1: its interval includes zero"
-    return f"The {role} {verdict} ({how(run)}; {differences(outcome)})."
+        verdict = f"does not beat the {other} by F1: its interval includes zero"
+    return f"The {model} {verdict} ({how(run)}; {differences(outcome)})."
 
 
 def _retention(student: RunFile, teacher: RunFile, controls: list[tuple[RunFile, RunFile]]) -> str:
-    outcome = compare(student, teacher)
+    outcome, ours, theirs = compare(student, teacher), model_cell(student.subjects[0]), model_cell(teacher.subjects[0])
     if outcome.retention is None:
-        return f"The teacher has no F1 that the student could retain ({how(student)})."
+        return f"The {theirs} has no F1 that the {ours} could retain ({how(student)})."
     if not beats_control(controls):
-        against = f"The student against the teacher: {differences(outcome)} ({how(student)})."
+        against = f"The {ours} against the {theirs}: {differences(outcome)} ({how(student)})."
         return f"{against} Retention is not quoted, since the teacher was not shown to beat the control."
-    kept = f"The student retains {percent(outcome.retention)} of the teacher's F1"
-    return f"{kept} ({how(student)}; {differences(outcome)})."
+    return f"The {ours} retains {percent(outcome.retention)} of the F1 of the {theirs} ({how(student)}; {differences(outcome)})."
 
 
 def beats_control(pairs: Sequence[tuple[RunFile, RunFile]]) -> bool:
@@ -158,8 +144,8 @@ def beats_control(pairs: Sequence[tuple[RunFile, RunFile]]) -> bool:
 
 
 def of_same_weights(pairs: Sequence[tuple[RunFile, RunFile]], model: RunFile) -> list[tuple[RunFile, RunFile]]:
-    """Of pairs with a control those of this model, whatever engine they were measured in: not every engine measures every model."""
-    return [pair for pair in pairs if pair[0].subjects[0].sha256 == model.subjects[0].sha256]
+    """Of pairs with a control those of this model on these questions, in whatever engine: not every engine measures every model."""
+    return [pair for pair in pairs if (pair[0].subjects[0].sha256, questions_of(pair[0])) == (model.subjects[0].sha256, questions_of(model))]
 
 
 def training_table(runs: Runs, link: Callable[[str, RunFile], str]) -> list[str]:
@@ -179,7 +165,7 @@ def timing_table(runs: Runs, kind: str, link: Callable[[str, RunFile], str]) -> 
     rows: list[tuple[str, ...]] = []
     for name, run in of_kind(runs, kind).items():
         r = run.results
-        what = ", ".join([str(r.get("workload", run.name)), *_counts(r)])
+        what = ", ".join([*map(model_cell, run.subjects), str(r.get("workload", run.name)), *_counts(r)])
         for row, t in sorted(r.get("timings", {}).items()):
             engine = r.get("engines", {}).get(row, "")
             numbers = (f"{t[key]:,.2f}" for key in ("mean", "p50", "p90", "p99"))

@@ -207,7 +207,8 @@ def speed_lines(runs: Runs, link: Link) -> list[str]:
     for name, run in of_kind(runs, "training-speed").items():
         r = run.results
         rates = "; ".join(f"{who}: {interval(Interval.from_json(rate))} tokens a second" for who, rate in r["tokens_per_second"].items())
-        parts.append([f"{r['workload']}. {rates}; {interval(Interval.from_json(r['ratio']))} times. {link(name, run)}"])
+        models, times = ", ".join(map(model_cell, run.subjects)), interval(Interval.from_json(r["ratio"]))
+        parts.append([f"{models}: {r['workload']}. {rates}; {times} times. {link(name, run)}"])
         parts.append(table_if_any(SPEED_HEAD, [_speed_row(row) for row in r["waterfall"]]))
         parts.append([*_remarks(r), *busy_lines(run)])
     return joined(parts)

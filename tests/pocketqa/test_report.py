@@ -97,9 +97,12 @@ def test_scores_with_intervals_differences_and_origin(project):
         # two questions of 200 were lost: EM -1, F1 -0.8; a resample has neither in e^-2 of the cases, so the interval reaches zero
         assert "| -0.80 [" in fast and ", 0.00] |" in fast
         assert text.index("teacher `a") < text.index("student `b") < text.index("control `c")
-        assert "The teacher beats the control by F1: its interval lies above zero (pytorch fp32, 200 questions of dev.json, paired; EM +20.00" in text
-        assert "The student beats the control by F1" in text
-        assert f"The student retains {100 * 76 / 84:.1f} % [" in text and "not quoted" not in text
+        assert (
+            "The teacher `aaaaaaaaaaaa` beats the control `cccccccccccc` by F1: its interval lies above zero "
+            "(pytorch fp32, 200 questions of dev.json, paired; EM +20.00" in text
+        )
+        assert "The student `bbbbbbbbbbbb` beats the control `cccccccccccc` by F1" in text
+        assert f"The student `bbbbbbbbbbbb` retains {100 * 76 / 84:.1f} % [" in text and "not quoted" not in text
     assert "| 200 | 75.00 [" in row(page.split("## Development split")[1], "student")
     assert "| 75.00 [" not in readme
     assert "Intervals resample questions." in page
@@ -110,15 +113,15 @@ def test_a_teacher_that_does_not_beat_the_control(project, teacher, words):
     folder = project(evaluation("teacher", teacher), evaluation("control", 60), evaluation("student", 55))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert f"The teacher does not beat the control by F1: {words}" in page
-    assert "The student against the teacher: EM" in page and "Retention is not quoted" in page and "retains" not in page
+    assert f"The teacher `aaaaaaaaaaaa` does not beat the control `cccccccccccc` by F1: {words}" in page
+    assert "The student `bbbbbbbbbbbb` against the teacher `aaaaaaaaaaaa`: EM" in page and "Retention is not quoted" in page and "retains" not in page
 
 
 def test_without_a_control_nothing_is_claimed(project):
     folder = project(evaluation("teacher", 80), evaluation("student", 70, "onnxruntime"))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert "No control was measured" in page and "beats" not in page.replace("beats it", "")
+    assert "No control was measured" in page and "beats" not in page.replace("beats one", "")
     assert "retains" not in page  # the two were measured in different engines
     assert "| not measured |" in row(page, "student")
 
@@ -137,17 +140,53 @@ def test_readme_shows_the_current_models_on_the_whole_file(project):
     assert page.index("| student `bbbbbbbbbbbb`") < page.index("| student `000000000000`")  # the newest weights first
 
 
-def test_rows_of_earlier_weights_are_told_of(project):
+FIRST, SECOND = ({"teacher": digit * 64, "student": other * 64, "control": third * 64} for digit, other, third in (("1", "2", "3"), ("a", "b", "c")))
+
+
+def pairs(*found) -> str:
+    lines = ["[[pairs]]\n" + "".join(f'{role} = "{digits[:14]}"\n' for role, digits in pair.items()) for pair in found]
+    return "\n".join(lines)
+
+
+def test_models_are_compared_within_their_pair(project):
     trained = other(
         "training", "student", runs.training_results(questions=10, steps=5, tokens=9, seconds=7.0, loss=1.0)
     )  # not rounded to float16 yet
-    folder = project(evaluation("student", 60, sha="1" * 64), evaluation("teacher", 70), trained)
+    earlier = [evaluation(role, percent, sha=FIRST[role]) for role, percent in (("teacher", 60), ("student", 55), ("control", 65))]
+    later = [evaluation(role, percent, created="2026-01-01T00:00:00Z") for role, percent in (("teacher", 80), ("student", 70), ("control", 60))]
+    folder = project(*earlier, *later, trained)
+    (folder / "pairs.toml").write_text(pairs(FIRST, SECOND | {"note": "What to know."}), encoding="utf-8")
     assert report.main([]) == 0
-    assert "earlier weights" not in (folder / "RESULTS.md").read_text(encoding="utf-8")
-    project(evaluation("student", 80, sha="0" * 64, created="2026-03-01T00:00:00Z"))
-    assert report.main([]) == 0
-    head = (folder / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")[0]
-    assert f"Measured with earlier weights, in rows that name them: student `{'1' * 12}`.\nTheir scores are" in head
+    page, readme = ((folder / name).read_text(encoding="utf-8") for name in ("RESULTS.md", "README.md"))
+    old = [f"{role} `{FIRST[role][:12]}`" for role in ("control", "student", "teacher")]
+    assert (
+        f"Measured with earlier weights, in rows that name them or whose run files do: {', '.join(old)}.\nTheir scores are" in page.split("\n## ")[0]
+    )
+    said = [line for line in page.splitlines() if line.startswith("- The ")]
+    assert len(said) == 6 and sum("beats the control `cccccccccccc`" in line for line in said) == 2
+    assert "The teacher `111111111111` does not beat the control `333333333333` by F1: it is worse" in said[3]
+    assert said[2].startswith("- The student `bbbbbbbbbbbb` retains") and "Retention is not quoted" in said[5]
+    assert page.index("- What to know.") < page.index(said[3])
+    assert not any(
+        digits[:12] in readme for digits in FIRST.values()
+    )  # the README speaks of the current pair alone, however late others were measured
+    assert "- The student `bbbbbbbbbbbb` retains" in readme and "- What to know." in readme
+    (folder / "pairs.toml").write_text(pairs(SECOND, FIRST), encoding="utf-8")
+    assert report.main(["--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[pairs]]\nteacher = "abc"\nreader = "x"\n', "unknown entry 'reader'.*teacher must be 12 or more digits of a sha256, found 'abc'"),
+        ("[[pairs]", "Expected a TOML file of pairs"),
+    ],
+)
+def test_a_wrong_list_of_pairs_is_an_error(project, text, words):
+    folder = project(evaluation("teacher", 80))
+    (folder / "pairs.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        report.main([])
 
 
 def test_other_tables(project):
@@ -221,8 +260,8 @@ def test_retention_takes_the_control_in_whatever_engine_it_was_measured(project)
     folder = project(*everywhere, evaluation("control", 60, "openvino"))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert "The teacher beats the control by F1: its interval lies above zero (openvino" in page
-    assert "The student retains 98.1 % [" in page and "Retention is not quoted" not in page
+    assert "beats the control `cccccccccccc` by F1: its interval lies above zero (openvino" in page
+    assert "The student `bbbbbbbbbbbb` retains 98.1 % [" in page and "Retention is not quoted" not in page
 
 
 EXPERIMENT = """
@@ -231,7 +270,7 @@ tried = "a longer | training"
 run = "{run}"
 without = "a short one"
 against = "{against}"
-kept = {kept}
+kept = "{kept}"
 """
 
 
@@ -243,9 +282,9 @@ def test_experiments_are_listed_with_the_figures_of_their_run_files(project):
     folder = project(*trained, evaluation("student", 70, split="development"), evaluation("control", 60, split="development"))
     names = {path.name.split("-2026")[0]: path.name for path in (folder / "runs").iterdir()}
     entries = [
-        EXPERIMENT.format(run=names["training-long"], against=names["training-short"], kept="false"),
+        EXPERIMENT.format(run=names["training-long"], against=names["training-short"], kept="no"),
         EXPERIMENT.format(
-            run=names["evaluation-student-pytorch-fp32-development"], against=names["evaluation-control-pytorch-fp32-development"], kept="true"
+            run=names["evaluation-student-pytorch-fp32-development"], against=names["evaluation-control-pytorch-fp32-development"], kept="yes"
         ),
     ]
     (folder / "experiments.toml").write_text("".join(entries), encoding="utf-8")
@@ -264,7 +303,7 @@ def test_experiments_are_listed_with_the_figures_of_their_run_files(project):
     [
         ("[[experiments]]\ntried = 1\nmore = 2\n", "without is missing.*unknown entry 'more'.*tried must be str"),
         ("[[experiments]", "Expected a TOML file of experiments"),
-        (EXPERIMENT.format(run="a.json", against="b.json", kept="true"), "run files that are not there: a.json, b.json"),
+        (EXPERIMENT.format(run="a.json", against="b.json", kept="yes"), "run files that are not there: a.json, b.json"),
     ],
 )
 def test_a_wrong_list_of_experiments_is_an_error(project, text, words):
@@ -345,6 +384,16 @@ def test_verified_artefacts(project):
     assert report.main(["--check"]) == 0
 
 
+def test_artefacts_of_one_model_stand_together(project):
+    old = mobile_runs.verification(megabytes=99.0)
+    old = replace(old, created="2026-01-01T00:00:00Z", subjects=(replace(old.subjects[0], sha256="9" * 64),))
+    folder = project(old, mobile_runs.verification(), mobile_runs.verification(scheme="int8", megabytes=23.0))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    shown = [line.split("`")[1][:1] for line in page.splitlines() if line.startswith("| student `")]
+    assert shown == ["b", "b", "9"]  # the newest weights first, though the old package is the largest
+
+
 def test_combinations_of_a_compression(project):
     many = mobile_runs.point(11.0, 70.0, **{f"layer {i}": "int8" if i < 2 else "palette4" for i in range(6)})
     sizes = {"bytes": {"package": 12_500_000}, "bytes_before": {"package": 45_300_000}}
@@ -377,18 +426,18 @@ def test_races_with_devices_ratios_and_loads(project):
     folder = project(fast, phone, mobile_runs.race("crowded", (("student", "pytorch fp32", 30.0),), busy=True))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
-    teacher = row(page, "| teacher, onnxruntime fp32, 1 thread | squad |")
+    teacher = row(page, "| teacher, onnxruntime fp32, 1 thread `aaaaaaaaaaaa` | squad |")
     assert (
         "| a processor (server), an OS, compute unit cpu | full, valid | 101 | 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms |" in teacher
     )
     assert "[run file](runs/latency-squad-1-thread-2026-03-01.json), 2026-03-01" in teacher
     assert "a phone (phone), iOS 17, compute unit ne, thermal state nominal" in row(page, "student, coreml fp16, 1 thread (random weights) | squad")
-    assert "full, not valid, BUSY MACHINE" in row(page, "student, pytorch fp32, 1 thread | squad")
+    assert "full, not valid, BUSY MACHINE" in row(page, "student, pytorch fp32, 1 thread `bbbbbbbbbbbb` | squad")
     assert "- Busy machine, so its times are not to be trusted: other processes used 40% of the machine (" in page
     ratio = row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 | squad, 1 thread")
     assert "| 2.00 [1.90, 2.10] | 2.20 [2.10, 2.30] | 1.80 [1.70, 1.90] | the student is faster |" in ratio
     assert "| 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB | 90.0 MB | 89.0 MB | 80.0 MB |" in row(
-        page, "| teacher, onnxruntime fp32, 1 thread | 0.81"
+        page, "| teacher, onnxruntime fp32, 1 thread `aaaaaaaaaaaa` | 0.81"
     )
     assert "- a pass takes 410 s (" in page
 

@@ -102,6 +102,8 @@ def test_means_of_tasks_resample_each_task() -> None:
     assert task_scores.compare_means(two, two).difference.value == 0
     with pytest.raises(DataError, match="different tasks"):
         task_scores.compare_means(two, two[::-1])
+    with pytest.raises(DataError, match=r"different examples \(stsb\)"):
+        task_scores.compare_means(two, [two[0], results(GUESS[::-1], REAL[::-1], "stsb", names=("pearson", "spearman"))])
 
 
 def test_other_examples_and_edits_are_refused() -> None:

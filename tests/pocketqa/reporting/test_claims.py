@@ -12,7 +12,7 @@ import pytest
 from pocketqa import report, runs
 from pocketqa.errors import DataError
 from pocketqa.reporting.claim_queries import NOT_MEASURED, QUERIES, Query, answer
-from pocketqa.reporting.claims import AGREES, DIFFERS, ONE_READING, STATED, VERDICTS, Claims, read_claims
+from pocketqa.reporting.claims import AGREES, BOUND, DIFFERS, ONE_READING, STATED, VERDICTS, Claims, read_claims
 from pocketqa.statistics import Interval
 from pocketqa.task_scores import SIX
 from tests.pocketqa.reporting.test_training_tables import ablation_row, made, task_run
@@ -81,7 +81,7 @@ def test_what_is_recomputed(tmp_path: Path, recomputed: str, value: float, text:
         ("says = '75.4'", DIFFERS),
         ("says = '80'\nto = 10", AGREES),
         ("says = '90'\nto = 10", DIFFERS),
-        ("says = '80'\nbound = 'at most'", AGREES),
+        ("says = '80'\nbound = 'at most'", BOUND),
         ("says = '74'\nbound = 'at most'", DIFFERS),
         ("says = '74'\nverdict = 'unlike things'", STATED[0]),
     ],
@@ -201,6 +201,12 @@ def test_queries_of_times_and_counts() -> None:
     assert ask("pass", named(*races), first="teacher", second="student") == [
         f"teacher over student, one pass, x fp32, 1 thread: 1.60 [1.50, 1.70] times ({races[0].file_name})"
     ]
+    quiet = made("latency", "later", races[1].results)
+    loud = made("latency", "loud", races[0].results | {"busy": True})
+    assert ask("pass", named(loud), first="teacher", second="student")[0].startswith(
+        "teacher over student, one pass, x fp32, 1 thread: 1.60 [1.50, 1.70] times, on a busy machine ("
+    )
+    assert "2 threads: 9.00" in ask("pass", named(quiet, loud), first="teacher", second="student")[0]  # a quiet machine is worth more than one thread
     rows = [{"name": "big", "parameters": 4_000_000}, {"name": "small", "parameters": 3_000_000, "bytes": {"fp16": 6e6}, "speed_up": ratio}]
     zoo = named(made("latency", "zoo", {"workload": "zoo", "timings": {}, "zoo": [*rows, {"name": "quoted"}]}))
     assert ask("counted", zoo, model="small", quantity="parameters")[0].startswith("small: 3.00 M parameters, counted from its configuration (")
@@ -233,7 +239,7 @@ def test_a_query_without_run_files_says_so() -> None:
 def test_the_known_outcomes() -> None:
     verdicts = {row.claim: row.verdict for row in read_claims(ROOT / "claims.toml").rows}
     expected = {
-        r"97 %": AGREES, r"99\.3 %": AGREES, r"within 3\.9 points": AGREES, r"60 % faster": ONE_READING, r"40 % less computation": DIFFERS,
+        r"97 %": AGREES, r"99\.3 %": AGREES, r"within 3\.9 points": BOUND, r"60 % faster": ONE_READING, r"40 % less computation": DIFFERS,
         r"71 % faster": STATED[0], r"207 MB": STATED[0], r"4\.83 points": DIFFERS, r"without the soft targets: -2\.96": AGREES,
         r"without the cosine loss: -1\.46": AGREES, r"masked-language loss.*-0\.31": AGREES, r"attention patterns": STATED[1], r"62\.2": DIFFERS,
         r"MobileBERT-tiny scores 75\.8": STATED[0], r"STS-B is sentiment analysis": STATED[2], r"79\.8 F1 and 70\.4 EM": DIFFERS,

@@ -124,6 +124,9 @@ def test_where_size_and_latency_of_a_point_come_from() -> None:
     fewer = replace(fewer, results=fewer.results | {"count": made.COUNT - 1})
     sampled = figures.quality_points({"a": evaluation(), "b": fewer}, "squad-dev")
     assert [point.form for point in sampled] == ["onnxruntime fp32", f"ios16 int8, {made.COUNT - 1} questions"]
+    elsewhere = evaluation()
+    elsewhere = replace(elsewhere, data=(replace(elsewhere.data[0], name="other.json", sha256="1" * 64),))
+    assert len(figures.quality_points({"a": evaluation(), "b": elsewhere}, "squad-dev")) == 2  # one form on two files
     untimed = figures.quality_points({"a": evaluation(), "b": made.race("x", (("teacher", "onnxruntime fp32", 1.0),))}, "squad-dev")
     assert [(point.size, point.latency) for point in untimed] == [(None, None)]  # other weights
 

@@ -95,7 +95,7 @@ def test_where_the_time_went() -> None:
     made = runs.load_results("closed loop, 1 user", {"student": runs.summarise_times([0.02])}, where={"student": WHERE})
     found = lines(made)
     assert "| closed loop, 1 user [load.json] | student | 0.10 | 0.40 | 1.50 | 16.00 | 0.50 | 0.25 | 1.25 | 20.00 |" in found
-    assert any(line.startswith("| closed loop, 1 user | student | 1 | 20.00 | 20.00") for line in found)
+    assert any(line.startswith("| student `bbbbbbbbbbbb`, closed loop, 1 user | student | 1 | 20.00 | 20.00") for line in found)
 
 
 def test_parts_of_a_search_that_are_missing_are_named() -> None:

@@ -1,0 +1,84 @@
+"""Which models belong together: teacher, student and control, by the sha256 of their weights, as `pairs.toml` lists them.
+
+A student may be compared with its own teacher and its own control alone, and pairs follow one another; run files tell roles, but not pairs.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketqa.errors import DataError
+from pocketqa.reporting.tables import ROLES, Runs, model_cell, statements
+from pocketqa.runs import RunFile, Subject
+
+SCORED = ("evaluation", "verification")
+DIGITS = re.compile("[0-9a-f]{12,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """First digits of the sha256 of each model's weights, "" where there is none; and what there is to know, in a sentence."""
+
+    teacher: str = ""
+    student: str = ""
+    control: str = ""
+    note: str = ""
+
+    def has(self, subject: Subject) -> bool:
+        """Whether a model is of this pair; models of other roles are of every pair."""
+        digits = getattr(self, subject.role) if subject.role in ROLES else subject.sha256
+        return bool(digits) and subject.sha256.startswith(digits)
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """The pairs of the file, the last of which is the current one.  Raises DataError with all problems at once."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"Expected a TOML file of pairs at {path}: {error}") from None
+    entries = document.get("pairs", [])
+    problems = [f"unknown entry {key!r}" for key in document if key != "pairs"]
+    for number, entry in enumerate(entries, 1):
+        problems += [f"pair {number}: unknown entry {key!r}" for key in entry if key not in (*ROLES, "note")]
+        wrong = [key for key in ROLES if key in entry and not DIGITS.fullmatch(str(entry[key]))]
+        problems += [f"pair {number}: {key} must be 12 or more digits of a sha256, found {entry[key]!r}" for key in wrong]
+    if problems:
+        raise DataError(f"{path}: {'; '.join(problems)}.")
+    return tuple(Pair(**entry) for entry in entries)
+
+
+def of_pair(runs: Runs, pair: Pair) -> dict[str, RunFile]:
+    """All runs but the scores of another pair's teacher, student or control."""
+    return {name: run for name, run in runs.items() if run.kind not in SCORED or all(map(pair.has, run.subjects))}
+
+
+def of_current(runs: Runs, pairs: Sequence[Pair]) -> Runs:
+    """The same for the last pair; all runs where no pairs are known."""
+    return of_pair(runs, pairs[-1]) if pairs else runs
+
+
+def pair_statements(found: Runs, pairs: Sequence[Pair]) -> list[str]:
+    """What evaluations say of each pair, the current one first; of all roles together where no pairs are known."""
+    if not pairs:
+        return statements(found)
+    lines: list[str] = []
+    for pair in reversed(pairs):
+        said = statements(of_pair(found, pair))
+        lines += [*said, *([f"- {pair.note}"] if said and pair.note else [])]
+    return lines
+
+
+def earlier_weights(runs: Runs, pairs: Sequence[Pair]) -> list[str]:
+    """Lines about models of earlier pairs that others have followed, where runs that measured them are still there; else nothing."""
+    measured = (s for run in runs.values() if run.kind != "training" for s in run.subjects if s.role in ROLES)
+    earlier = sorted({model_cell(s) for s in measured if any(pair.has(s) for pair in pairs) and not pairs[-1].has(s)})
+    if not earlier:
+        return []
+    return [
+        f"Measured with earlier weights, in rows that name them or whose run files do: {', '.join(earlier)}.",
+        "Their scores are not those of today's models; times and sizes, which do not depend on the values of weights, stand until measured again.",
+    ]
