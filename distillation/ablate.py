@@ -28,7 +28,8 @@ from pathlib import Path
 from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
-from distillation.ablation.ablation_work import Row, Work
+from distillation.ablation.ablation_work import Row, Work, check_words
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.reporting.training_tables import ablation_lines
 from pocketqa.runs import RunFile, write
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> int:
     )
     maps = ablation_cost.layer_maps(common)
     plan = make_plan(rows, given.seeds, common, maps, left_out)
+    _check_words(plan)
     _say_plan(plan, given.seeds)
     if given.dry_run:
         ablation_cost.say_times(plan, common, maps, _say)
@@ -106,11 +108,21 @@ def main(argv: list[str]) -> int:
     for verb, own in {"evaluate": "ablation.json", **({"final": "ablation-final.json"} if given.final else {})}.items():
         run = ablation_run(plan, given.seeds, common, ["pocketqa", "ablate", *argv], verb, Path(given.preset).stem)
         _print(run)
-        for target in (given.out / own, given.run_file):
+        for target in (given.out / "runs" / own, given.run_file):
             if target:
                 _say(f"run file: {write(run, target)}")
-    _say("next: pocketqa report")
+    places = {"--runs": "runs", "--out": "RESULTS.md", "--html": "report"}
+    flags = [word for flag, name in places.items() for word in (flag, str(given.out / name))]
+    _say(f"next: {shlex.join(['pocketqa', 'report', '--no-readme', *flags])}    draws the table, as {given.out / 'report' / 'index.html'}")
     return 0
+
+
+def _check_words(plan: Plan) -> None:
+    """Raise OptionsError for flags that a verb would refuse, hours from now.  What `student` is given is the plan's own."""
+    from distillation import distill, evaluate, finetune
+
+    scored = evaluate._parser().parse_args
+    check_words(plan.works, {"distill": distill._parse, "finetune": finetune._parse, "evaluate": scored, "final": scored})
 
 
 def _do(work: Work, place: str) -> int:
@@ -171,7 +183,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa ablate", __doc__)
     parser.add_argument("--preset", default="paper", metavar="NAME", help="rows by name, or a TOML file of rows (default: paper)")
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="BERT with a language head to distil from")
     parser.add_argument("--corpus", required=True, nargs="+", metavar="TEXT", help="text to distil on, as `pocketqa distill` takes it")

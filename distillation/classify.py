@@ -42,6 +42,7 @@ from distillation.training import processes, recipes
 from distillation.training.checkpoints import load_best, model_key, weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
 from distillation.training.stage import Stage
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
@@ -112,7 +113,8 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
     _check_vocabulary(job, model, tokenizer)
     examples_of = _development(job.data, job.dev, task)
     prepared = _prepare(job, tokenizer)
-    keeping = dataclasses.replace(stage.keeping, evaluate_every=(stage.keeping.evaluate_every or prepared.per_epoch) if prepared.apart else 0)
+    every = (stage.keeping.evaluate_every or prepared.per_epoch) if prepared.apart else 0
+    keeping = dataclasses.replace(stage.keeping, evaluate_every=every, parent=weights_hash(job.model), seed=recipe.seed)
     _say_plan(job, model, prepared)
 
     def make_batch(indices: Sequence[int], step: int) -> TaskBatch:
@@ -128,8 +130,11 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
     result = run(model, prepared.plan, make_batch, loss_function(model, task, recipe), recipe, keeping, _identity(job, prepared), score=choosing)
     if prepared.apart:
         load_best(work, model)
+        processes.wait()  # all have read it: the main one moves `work` when it finishes
         processes.say(f"taken: step {result.best_step}, {result.best_score:.2f} on {len(prepared.apart)} examples kept apart from the training data")
-    scored = score(model, tokenizer, task, examples_of, recipe.max_tokens, recipe.seed) if examples_of and processes.is_main() else None
+    scored = None
+    if examples_of and processes.is_main():
+        scored = score(model, tokenizer, task, examples_of, recipe.max_tokens, (recipe.seed, keeping.parent))
     made = _summary(job, model, prepared, result, scored)
     stage.finish(model, tokenizer_from=job.model, parent=made["start"], summary=made, seed=recipe.seed)
     if stage.run_file and processes.is_main():
@@ -286,6 +291,8 @@ def _recipe(given: argparse.Namespace, task: Task, seed: int | None) -> TaskReci
         given.recipe = task.recipe
         processes.say(f"recipe of {task.title}: {task.recipe}")
     recipe = recipes.from_arguments(given, TaskRecipe)
+    if not given.teacher and not recipe.alpha_gold:
+        raise TrainingError("Expected a --teacher, as --alpha-gold 0 leaves the labels out, found none. Name one, or set --alpha-gold above 0.")
     return recipe if seed is None else dataclasses.replace(recipe, seed=seed)
 
 
@@ -298,7 +305,7 @@ def _job(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa finetune", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a BERT, DistilBERT or MobileBERT; heads of other tasks are dropped")
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument("--data", required=True, metavar="PATH", help="folder of splits (train.tsv, dev.tsv), a training file, or a Hub name")

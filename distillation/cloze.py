@@ -11,7 +11,6 @@ The file is in SQuAD's format.  The same corpus, seed and limit give the same by
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -22,6 +21,7 @@ from pathlib import Path
 from distillation.text.corpus_cache import ReadingProgress
 from distillation.text.corpus_text import Source, find_sources
 from distillation.text.recurring import cloze, passages
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError
 from pocketqa.types import JSON
 from pocketqa.writes import write_atomic
@@ -31,8 +31,8 @@ SPARE = 2  # passages drawn for each question that is wanted: not every one repe
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa cloze`.  Raises DataError."""
-    parser = argparse.ArgumentParser(prog="pocketqa cloze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = "text files, folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]]; a line is a paragraph, a blank line ends a document"
+    parser = verb_parser("pocketqa cloze", __doc__)
+    words = "text files, folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]][#COLUMN]; a line is a paragraph, an empty one ends a text"
     parser.add_argument("--corpus", nargs="+", required=True, metavar="TEXT", help=words)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="SQuAD-format file to write, .json or .json.gz")
     parser.add_argument("--limit", type=int, default=50_000, metavar="N", help="most questions (default: %(default)s)")

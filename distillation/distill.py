@@ -18,9 +18,7 @@ Departures from MobileBERT's release: AdamW instead of LAMB, one schedule over a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,11 +34,12 @@ from distillation.models.teachers import check_hidden, check_logits, check_vocab
 from distillation.text import lm, mlm
 from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
 from distillation.text.masking import masked_batch
-from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
+from distillation.text.text_training import check_fit, say_text, shared_corpus, text_identity, text_run, text_summary
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import model_key, weights_hash
 from distillation.training.loop import LoopResult, run
 from distillation.training.stage import Stage, carry_out
+from pocketqa.arguments import verb_parser
 from pocketqa.features import Tokenizer
 from pocketqa.types import JSON
 
@@ -83,7 +82,7 @@ def distill(job: Job) -> JSON:
     corpus = shared_corpus(job.text, work, recipe)
     for model, name in ((student, "the student"), *zip(teachers, job.teachers, strict=True)):
         check_fit(model, corpus, name)
-    rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens, recipe.seed)
+    rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens)
     plan = plan_steps(corpus.lengths, recipe, rows)
     trained = Trained(student, transfer, started.headed or trains_head(len(plan), recipe, list(transfer.pairs)))
     _say_plan(job, trained, corpus, plan, apart, started.origin)
@@ -100,8 +99,9 @@ def distill(job: Job) -> JSON:
         return -found["loss"]
 
     loss_of = loss_function(trained, teachers, recipe, len(plan))
+    keeping = dataclasses.replace(stage.keeping, parent=_parent(job), seed=recipe.seed)
     identity = _identity(job, corpus)
-    result = run(trained, plan, make_batch, loss_of, recipe, stage.keeping, identity, score=score if len(apart) else None, say=processes.say)
+    result = run(trained, plan, make_batch, loss_of, recipe, keeping, identity, score=score if len(apart) else None, say=processes.say)
     if not scores and len(apart) and processes.is_main():  # else the loop has just taken the last one
         score()
     development = _development(job, trained, scores[-1], corpus, apart) if scores else None
@@ -138,8 +138,12 @@ def _development(job: Job, trained: Trained, found: JSON, corpus: Corpus, apart:
 
 def _identity(job: Job, corpus: Corpus) -> str:
     start = dataclasses.asdict(job.start) | {"student": model_key(job.start.student) if job.start.student else None}
-    parts = [dataclasses.asdict(job.recipe), corpus.key, [model_key(source) for source in job.teachers], start]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return text_identity(job.recipe, corpus, [model_key(source) for source in job.teachers], start)
+
+
+def _parent(job: Job) -> str:
+    """Hash of the weights that the student starts from, or is cut out of."""
+    return weights_hash(job.start.student or job.teachers[0])
 
 
 def _summary(job: Job, started: Started, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: JSON | None) -> JSON:
@@ -147,7 +151,7 @@ def _summary(job: Job, started: Started, corpus: Corpus, plan: Sequence[Step], r
     return {
         "step": "distill",
         "name": job.stage.name,
-        "start": weights_hash(job.start.student) if job.start.student else teachers[0],
+        "start": _parent(job),
         "teacher": teachers[0] if len(teachers) == 1 else teachers,
         "student": started.origin,
         **text_summary(started.model, corpus, job.recipe, plan, result),
@@ -156,7 +160,7 @@ def _summary(job: Job, started: Started, corpus: Corpus, plan: Sequence[Step], r
 
 
 def _parse(argv: list[str]) -> Job:
-    parser = argparse.ArgumentParser(prog="pocketqa distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa distill", __doc__)
     words = f"folder or Hub name of a {lm.FAMILIES} with a trained language head; several make an ensemble (default {DEFAULT_TEACHER})"
     parser.add_argument("teacher", nargs="*", default=[DEFAULT_TEACHER], help=words)
     CorpusArguments.add_flags(parser)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from distillation.questions.harder import auroc, refusals, whole_articles
 from pocketqa import metrics, squad
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.evaluation import Predictions, evaluation_windows, open_reader, predict, read_predictions
 from pocketqa.reader import Reader
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
         examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)
     if given.predictions:
         exact, overlap = metrics.per_question(read_predictions(given.predictions), examples)
-        _print(metrics.summarise(exact, overlap, examples), {"data": Path(given.data).name, **_intervals(exact, overlap, examples)}, given.json)
+        extra: JSON = {"data": Path(given.data).name, **_intervals(exact, overlap, examples)}
+        _print(metrics.summarise(exact, overlap, examples), _by_answerability(exact, overlap, examples), extra, given.json)
         return 0
     reader = open_reader(given.model, given.engine, given.precision, given.threads)
     has_unanswerable = any(example.is_impossible for example in examples)
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> int:
     predicted = predict(reader, examples, window_options, span_options, progress=not given.json)
     exact, overlap = metrics.per_question(predicted.texts, examples)
     scores = metrics.summarise(exact, overlap, examples)
-    extra: JSON = {
+    extra = {
         "data": Path(given.data).name,
         "model": reader.name,
         "engine": f"{reader.info.engine} {reader.info.version}",
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> int:
         if given.run_file:
             extra["run_file"] = _write_run(given, argv, reader, examples, (exact, overlap, scores), predicted, extra.get("no_answer"))
     finally:  # scores that took an hour are told in any case
-        _print(scores, extra, given.json)
+        _print(scores, _by_answerability(exact, overlap, examples), extra, given.json)
     return 0
 
 
@@ -115,19 +117,21 @@ def _no_answer(
 def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
     """Scores on a development split, and the no-answer threshold chosen on it.
 
-    Each question is asked of its own paragraph and, as an unanswerable one, of another paragraph of its article; the threshold maximises the
-    mean F1 over both (the "best F1 threshold" of evaluate-v2.0).  AUROC: how often a wrong paragraph has the larger margin.
+    The threshold maximises the mean F1 over answerable and unanswerable questions (the "best F1 threshold" of evaluate-v2.0).  Unanswerable are the
+    file's own (SQuAD 2.0), alone: they were written to look answerable, and are what the reader is then scored on, which made-up ones are not.
+    A file without any has each question asked of another paragraph of its article, too.  AUROC: how often an unanswerable one has the larger margin.
     """
     from distillation.questions.data import wrong_paragraphs
 
-    examples = [example for example in squad.load(dev, limit, seed) if example.answers]
+    loaded = squad.load(dev, limit, seed)
+    examples, own = [example for example in loaded if example.answers], [example for example in loaded if not example.answers]
     window_options = evaluation_windows()
     right = predict(reader, examples, window_options, progress=True)
     exact, overlap = metrics.per_question(right.texts, examples)
     report: JSON = {"exact_match": 100 * float(exact.mean()), "f1": 100 * float(overlap.mean()), "count": len(examples)}
-    wrong = wrong_paragraphs(examples, len(examples), seed)
-    if wrong:
-        margins = predict(reader, wrong, window_options, progress=True).margins
+    kind, asked = ("unanswerable", own) if own else ("wrong_paragraphs", wrong_paragraphs(examples, len(examples), seed))
+    if asked:
+        margins = predict(reader, asked, window_options, progress=True).margins
         threshold, f1 = best_threshold(right.margins, overlap, margins)
         kept = right.margins <= threshold
         report |= {
@@ -135,8 +139,8 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
             "no_answer_f1": 100 * f1,
             "no_answer_auroc": auroc(right.margins, margins),
             "f1_with_no_answer": 100 * float((overlap * kept).mean()),
-            "wrong_paragraphs": len(wrong),
-            "wrong_paragraphs_refused": float((margins > threshold).mean()),
+            kind: len(asked),
+            f"{kind}_refused": float((margins > threshold).mean()),
         }
     return report
 
@@ -183,6 +187,8 @@ def _write_run(
         "limit": given.limit,
         "window": {"max_tokens": given.max_tokens, "doc_stride": given.doc_stride},
     }
+    if parts := _by_answerability(exact, overlap, examples):
+        results["by_answerability"] = {name: _numbers(part) for name, part in parts.items()}
     data = DataFile(Path(given.data).name, squad.source_hash(given.data), len(examples), given.split)
     subject = Subject.of(reader.name, given.role or reader.name, reader.model_hash, reader.info)
     name = f"{given.split} {reader.name} {reader.info.engine} {reader.info.precision}{' whole articles' if given.whole_articles else ''}"
@@ -195,27 +201,37 @@ def _intervals(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Se
     return {f"{name}_interval": [round(one.low, 2), round(one.high, 2)] for name, one in found.items()}
 
 
+def _by_answerability(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Sequence[QAExample]) -> dict[str, Scores]:
+    """Scores of the questions with an answer and of those without (HasAns and NoAns of evaluate-v2.0); empty where every question has one."""
+    none = np.array([example.is_impossible for example in examples])  # (N,)
+    kinds = {"has answer": ~none, "no answer": none} if none.any() else {}
+    return {name: Scores(100 * float(exact[of].mean()), 100 * float(f1[of].mean()), int(of.sum())) for name, of in kinds.items() if of.any()}
+
+
+def _numbers(part: Scores) -> JSON:
+    return {"exact_match": part.exact_match, "f1": part.f1, "count": part.count}
+
+
 def _groups(examples: Sequence[QAExample]) -> list[str]:
     """What intervals resample: articles, or passages where articles have no title (where there is one alone, they resample questions)."""
     return [example.title or example.context for example in examples]
 
 
-def _print(scores: Scores, extra: Mapping[str, object], as_json: bool) -> None:
+def _print(scores: Scores, by_answerability: Mapping[str, Scores], extra: Mapping[str, object], as_json: bool) -> None:
     if as_json:
-        document = {"exact_match": scores.exact_match, "f1": scores.f1, "count": scores.count, **extra}
-        for key, groups in (("by_question_word", scores.by_question_word), ("by_answer_words", scores.by_answer_words)):
-            document[key] = {name: {"exact_match": part.exact_match, "f1": part.f1, "count": part.count} for name, part in groups.items()}
-        print(json.dumps(document))
+        tables = {"by_answerability": by_answerability, "by_question_word": scores.by_question_word, "by_answer_words": scores.by_answer_words}
+        groups = {key: {name: _numbers(part) for name, part in parts.items()} for key, parts in tables.items() if parts}
+        print(json.dumps({**_numbers(scores), **extra, **groups}))
         return
     print(", ".join(f"{key} {value}" for key, value in extra.items()))
     print(f"{'':18}{'EM':>8}{'F1':>8}{'count':>8}")
-    rows = [("all", scores), *scores.by_question_word.items(), *scores.by_answer_words.items()]
-    for name, part in rows:
+    rows = {"all": scores, **by_answerability, **scores.by_question_word, **scores.by_answer_words}
+    for name, part in rows.items():
         print(f"{name:18}{part.exact_match:8.2f}{part.f1:8.2f}{part.count:8d}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa evaluate", __doc__)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="packaged folder or trained checkpoint")
     parser.add_argument("--data", required=True, metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub name")
     parser.add_argument("--predictions", metavar="FILE", help="score this JSON file of id -> text in place of a model")

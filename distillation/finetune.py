@@ -14,7 +14,6 @@ stages and patient distillation are recipes with losses between layers.  A stopp
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -54,6 +53,7 @@ from distillation.training.checkpoints import grown_from, model_key, weights_has
 from distillation.training.loop import LoopResult, Step, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa import squad
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.features import Tokenizer
 from pocketqa.reader import Reader
@@ -117,7 +117,8 @@ def finetune(job: Job) -> JSON:
 
     loss_of = loss_function(trained, running, recipe, distilled=bool(job.teachers))
     scored = score if job.dev and trained.headed else None
-    result = run(trained, plan, make_batch, loss_of, recipe, job.stage.keeping, _identity(job, tokenizer), score=scored, say=processes.say)
+    kept = dataclasses.replace(job.stage.keeping, parent=weights_hash(job.model), seed=recipe.seed, no_answer=NoAnswer(_refuses(counts)))
+    result = run(trained, plan, make_batch, loss_of, recipe, kept, _identity(job, tokenizer), score=scored, say=processes.say)
     summary = _summary(job, model, counts, result, windows)
     if processes.is_main():
         _finish(job, trained, summary)
@@ -271,7 +272,11 @@ def _training_run(job: Job, summary: JSON, argv: list[str]) -> RunFile:
 
 
 def _refuses(counts: Sequence[JSON]) -> bool:
-    """Whether there are questions without an answer in the data."""
+    """Whether there are questions without an answer in the data: then the reader may refuse, and its windows are compared beside their [CLS].
+
+    Windows without the answer of a question that has one (--negative-windows) do not count: what saw no question without an answer must not refuse,
+    and a manifest has one flag for both.
+    """
     return any(count["unanswerable"] or count["wrong_paragraphs"] for count in counts)
 
 
@@ -281,8 +286,9 @@ def _live_reader(model: PreTrainedModel, job: Job, counts: Sequence[JSON]) -> Re
 
 
 def _parse(argv: list[str]) -> Job:
-    parser = argparse.ArgumentParser(prog="pocketqa finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub name of a BERT or DistilBERT, with or without a question-answering head")
+    parser = verb_parser("pocketqa finetune", __doc__)
+    words = "folder or Hub name of a BERT, DistilBERT or MobileBERT, with or without a question-answering head"
+    parser.add_argument("model", help=words)
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE[@SHARE]", help="SQuAD-format files (.json, .gz, .bz2, .xz) or Hub names")
     words = "fine-tuned reader with the same vocabulary to learn from; of several, the mean of their probabilities is learnt"
     parser.add_argument("--teacher", nargs="+", default=[], metavar="MODEL", help=words)
@@ -298,6 +304,8 @@ def _parse(argv: list[str]) -> Job:
     recipe = recipes.from_arguments(given, ReaderRecipe)
     if not given.teacher and (recipe.any_transfer() or unlabelled):
         raise TrainingError("Losses between layers and --unlabelled need a --teacher, found none. Name one.")
+    if not given.teacher and not recipe.alpha_squad:
+        raise TrainingError("Expected a --teacher, as --alpha-squad 0 leaves the answers out, found none. Name one, or set --alpha-squad above 0.")
     if unlabelled and not recipe.alpha_ce:
         raise TrainingError("--unlabelled is for soft targets, which --alpha-ce 0 leaves out. Set --alpha-ce above 0.")
     cache = given.cache or given.out.with_name("teacher-cache")

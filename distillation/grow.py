@@ -23,12 +23,13 @@ from distillation.models import modeling
 from distillation.models.students import inverted_bottleneck, parameters_of
 from distillation.text import lm
 from distillation.training.checkpoints import save_start
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import TrainingError
 
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa grow`."""
-    parser = argparse.ArgumentParser(prog="pocketqa grow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa grow", __doc__)
     parser.add_argument("base", help="folder or Hub name of a BERT, with or without a question-answering head")
     parser.add_argument("--layers", type=int, default=12, help="layers of the result, a multiple of the base's (default 12)")
     parser.add_argument("--insert", choices=("copy", "quiet"), default="copy", help="how repeated layers start (default copy)")

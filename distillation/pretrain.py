@@ -4,16 +4,14 @@
     pocketqa pretrain BASE --layers 12 --insert copy --corpus text/ --tokens 10000000 --out runs-local/teacher-mlm     # grown on the way
     pocketqa pretrain bert-base-uncased --corpus wikitext:wikitext-103-raw-v1 --recipe pretrain_bert --out runs-local/more
 
-A corpus is text files (.txt, also .gz, .bz2, .xz, .zst), folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]]: a paragraph a line, a
-blank line between documents.  It is tokenised once, into --cache.  Some of it is kept apart, and the loss on it is printed at the end and, with
---evaluate-every, on the way.  A stopped run goes on when the same command is given again.
+A corpus is text files (.txt, also .gz, .bz2, .xz, .zst), folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]][#COLUMN]: a paragraph a
+line, a blank line between documents.  It is tokenised once, into --cache.  Some of it is kept apart, the same text whatever --seed, and the loss on
+it is printed at the end and, with --evaluate-every, on the way.  A stopped run goes on when the same command is given again.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +25,13 @@ from distillation.text import lm, mlm
 from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
 from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
-from distillation.text.text_training import check_fit, say_text, shared_corpus, text_run, text_summary
+from distillation.text.text_training import check_fit, say_text, shared_corpus, text_identity, text_run, text_summary
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import grown_from, model_key, weights_hash
 from distillation.training.loop import LoopResult, run
 from distillation.training.stage import Stage, carry_out
+from pocketqa.arguments import verb_parser
 from pocketqa.types import JSON
-
-LARGEST_WASTE = 0.05  # of positions, on padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ def pretrain(job: Job) -> JSON:
     check_fit(model, corpus, job.model)
     if new_head and recipe.unigram_bias:
         mlm.start_bias(lm.decoder_bias(model), corpus.counts, corpus.vocabulary.special)
-    rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens, recipe.seed)
+    rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens)
     plan = plan_steps(corpus.lengths, recipe, rows)
     _say_plan(job, model, corpus, plan, apart)
 
@@ -81,13 +78,14 @@ def pretrain(job: Job) -> JSON:
         scores.append(measured)
         return -measured.loss
 
+    parent = weights_hash(job.model)
     result = run(
         model,
         plan,
         make_batch,
         mlm.loss_function(model),
         recipe,
-        stage.keeping,
+        dataclasses.replace(stage.keeping, parent=parent, seed=recipe.seed),
         _identity(job, corpus),
         score=score if len(apart) else None,
         say=processes.say,
@@ -96,7 +94,7 @@ def pretrain(job: Job) -> JSON:
         score()
     development = scores[-1] if scores else None
     summary = _summary(job, model, corpus, plan, result, development)
-    stage.finish(model, tokenizer_from=job.model, parent=weights_hash(job.model), summary=summary, seed=recipe.seed)
+    stage.finish(model, tokenizer_from=job.model, parent=parent, summary=summary, seed=recipe.seed)
     return summary
 
 
@@ -111,15 +109,12 @@ def _start(job: Job) -> tuple[PreTrainedModel, bool]:
 
 def _say_plan(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:
     processes.say(f"model {job.model}: {type(model).__name__}, {model.config.num_hidden_layers} layers, {parameters_of(model):,} parameters")
-    waste = say_text(corpus, plan, apart)
-    if waste > LARGEST_WASTE:
-        processes.say(f"warning: more than {100 * LARGEST_WASTE:.0f} % of the positions are padding; raise --batch-tokens or leave --packed on")
+    say_text(corpus, plan, apart)
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
 
 
 def _identity(job: Job, corpus: Corpus) -> str:
-    parts = [dataclasses.asdict(job.recipe), corpus.key, model_key(job.model), job.layers, job.insert]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return text_identity(job.recipe, corpus, model_key(job.model), job.layers, job.insert)
 
 
 def _summary(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: mlm.Development | None) -> JSON:
@@ -137,7 +132,7 @@ def _summary(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[St
 
 
 def _parse(argv: list[str]) -> Job:
-    parser = argparse.ArgumentParser(prog="pocketqa pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa pretrain", __doc__)
     parser.add_argument("model", help=f"folder or Hub name of a {lm.FAMILIES}, with or without a language head; a question-answering head is dropped")
     CorpusArguments.add_flags(parser)
     parser.add_argument("--layers", type=int, metavar="N", help="grow a BERT to so many layers first, as `pocketqa grow` does")

@@ -34,6 +34,7 @@ from distillation.text.text_training import check_fit
 from distillation.training import memory, processes, recipes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import DTYPES, make_optimizer
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.runs import DataFile, RunFile, Subject, mean_interval, mean_ratio, new_run, training_speed_results, write
 from pocketqa.types import JSON
@@ -246,9 +247,7 @@ def _run_of(given: argparse.Namespace, argv: Sequence[str], corpus: Corpus, reci
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pocketqa benchmark --workload training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("pocketqa benchmark --workload training", __doc__)
     parser.add_argument("--workload", choices=("training",), default="training", help=argparse.SUPPRESS)
     parser.add_argument("model", help="folder of the model to train, with its tokenizer")
     parser.add_argument("--teacher", metavar="MODEL", help="folder of a teacher with the same vocabulary: measure the triple loss")

@@ -10,7 +10,6 @@ what the teacher does on segment 0; --drop-token-types leaves it out, as the rel
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from transformers import BertForQuestionAnswering
 from distillation.models import modeling
 from distillation.models.students import choose_layers
 from distillation.training.checkpoints import grown_from, save_start
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import TrainingError
 
 
 def main(argv: list[str]) -> int:
     """The verb `pocketqa student`."""
-    parser = argparse.ArgumentParser(prog="pocketqa student", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa student", __doc__)
     parser.add_argument("teacher", help="folder or Hub name of a BERT, with or without a question-answering head")
     parser.add_argument("--layers", type=int, default=6, help="layers of the student, evenly spread over the teacher's (default 6)")
     parser.add_argument("--teacher-layers", type=int, nargs="+", metavar="I", help="take exactly these layers, counted from 0")

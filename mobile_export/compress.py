@@ -260,6 +260,7 @@ def _check_bundle(bundle: Bundle, given: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     takers = {s: " ".join(target.name for target in TARGETS.values() if s in target.forms and target.coreml) for s in SCHEMES}
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="pocketqa compress",
         description="Make a smaller bundle from a float16 bundle by storing its weights in fewer bits. Reads the saved bundle only.",
         epilog=EPILOG.format(**takers),

@@ -93,6 +93,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="pocketqa export",
         description="Write a BERT, DistilBERT, TinyBERT or MobileBERT that answers questions as a bundle for an app. Works on Linux and macOS.",
         epilog=EPILOG.format(targets="\n".join(map(_target_help, TARGETS.values()))),

@@ -166,7 +166,7 @@ def package(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pocketqa package", description="Make the model folder that is served from a question-answering checkpoint."
+        allow_abbrev=False, prog="pocketqa package", description="Make the model folder that is served from a question-answering checkpoint."
     )
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a BERT, DistilBERT or MobileBERT question-answering folder, or its name on the Hugging Face Hub"

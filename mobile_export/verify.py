@@ -166,6 +166,7 @@ def _check(given: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     gates = ", ".join(f"{scheme} {limit:g}" for scheme, limit in GATES.items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="pocketqa verify",
         description="Run exported bundles on any machine and compare them with the model they were made from.",
         epilog=EPILOG.format(gates=gates),

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import IncompleteFolder, InputError, OptionsError, TextError
 from pocketqa.folders import not_a_folder
 from pocketqa.reader import Reader
@@ -226,7 +227,7 @@ def _read_file(name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa answer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa answer", __doc__)
     add = parser.add_argument
     add("--question", metavar="Q", help="the question")
     add("--context", dest="passages", action="append", type=lambda v: ("text", v), metavar="TEXT", help="a passage to look in; may be repeated")

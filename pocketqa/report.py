@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.reporting import load_tables, mobile_tables, replica_tables, service_tables, tables, training_tables, zoo_tables
 from pocketqa.reporting.claims import Claims, claim_lines, read_claims
@@ -279,7 +280,7 @@ def _not_checked(runs: tables.Runs, link: Link) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa report", __doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run files (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="page to write (default: %(default)s)")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="README whose table is filled (default: %(default)s)")

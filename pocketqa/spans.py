@@ -6,8 +6,9 @@ score(i, j) = exp z(i, j) / (sum of exp z over admissible spans + exp(null - thr
 worked in the log domain.  null is the lowest start + end logit of [CLS] over the windows: there is no answer only if no window
 holds one (the rule of Google's BERT run_squad.py); the threshold shifts it, so that the order of scores is the thresholded decision.
 Training compares tokens with those of their own window alone, so that logits of several windows have no common scale.  Where the checkpoint was
-trained with windows that hold no answer, they are taken beside their window's [CLS], as by Alberti et al. 2019 ("A BERT baseline for the Natural
-Questions"): z is then how much likelier a span is than that its window holds no answer, and null is 0.
+trained with questions without an answer (NoAnswer.trained; windows that lack the answer of a question that has one do not make it so), they are taken
+beside their window's [CLS], as by Alberti et al. 2019 ("A BERT baseline for the Natural Questions"): z is then how much likelier a span is than that
+its window holds no answer, and null is 0.
 
 Legend: W windows of one request, T positions, L longest span in tokens.
 """

@@ -8,9 +8,11 @@ before any has two.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
+import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -113,6 +115,8 @@ def read_preset(name: str) -> tuple[Row, ...]:
     if problems := _problems(document, entries, reference):
         raise OptionsError(f"{path.name}: {'; '.join(problems)}.")
     rows = [_row(entry, None if entry["name"] == reference else reference) for entry in entries]
+    papers = {row.name: row.paper for row in rows}
+    rows = [dataclasses.replace(row, paper=papers[row.paper_of]) if row.paper_of else row for row in rows]
     return tuple(sorted(rows, key=lambda row: row.against is not None))
 
 
@@ -179,18 +183,25 @@ def finetune_flags(row: Row, common: Common) -> tuple[tuple[str, ...], ...]:
 
 def recipe_of(kind: type[R], words: Sequence[str]) -> R:
     """The recipe that a command line resolves to; its other words are left alone.  Raises TrainingError as the command would."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipes.add_flags(parser, kind)
-    return recipes.from_arguments(parser.parse_known_args(list(words))[0], kind)
+    return recipes.from_arguments(_known(lambda parser: recipes.add_flags(parser, kind), words), kind)
 
 
 def student_start(distill_flags: Sequence[str]) -> Start:
     """What the flags of all distillations say of the student's start."""
     from distillation.models import distill_start
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    distill_start.add_flags(parser)
-    return distill_start.start_of(parser.parse_known_args(list(distill_flags))[0])
+    return distill_start.start_of(_known(distill_start.add_flags, distill_flags))
+
+
+def _known(add_flags: Callable[[argparse.ArgumentParser], None], words: Sequence[str]) -> argparse.Namespace:
+    """Some of a verb's flags, out of words with others.  Raises OptionsError for a value that is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_flags(parser)
+    try:
+        return parser.parse_known_args(list(words))[0]
+    except argparse.ArgumentError as error:
+        helps = "`pocketqa distill --help` and `pocketqa finetune --help` say what is expected"
+        raise OptionsError(f"The ablation cannot be run: {error} in {shlex.join(words)!r}. {helps}; correct these flags.") from None
 
 
 def _given(row: Row, common: Common, sources: JSON) -> Made | None:
@@ -276,11 +287,13 @@ def _problems(document: JSON, entries: object, reference: object) -> list[str]:
             problems.append(f"{where}: a name is its own, of letters, digits and hyphens")
         if entry.get("against", reference) not in names:
             problems.append(f"{where}: against must name a row, found {entry.get('against')!r}")
+        if "paper_of" in entry and not any(other.get("name") == entry["paper_of"] and "paper" in other for other in entries):
+            problems.append(f"{where}: paper_of must name a row that has an entry paper, found {entry['paper_of']!r}")
     return problems
 
 
 def _problems_of_row(entry: JSON) -> list[str]:
-    texts, lists = ("name", "words", "against", "start"), ("distill", "finetune", "stages")
+    texts, lists = ("name", "words", "against", "start", "paper_of"), ("distill", "finetune", "stages")
     kinds: dict[str, type] = {**dict.fromkeys(texts, str), **dict.fromkeys(lists, list), "teacher": bool, "paper": float}
     problems = [f"{key} is missing" for key in ("name", "words") if key not in entry]
     problems += [f"unknown entry {key!r}" for key in entry if key not in kinds]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillation.training.recipes import recipe_file
-from pocketqa.errors import TrainingError
+from pocketqa.errors import OptionsError, PocketQAError, TrainingError
 from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.writes import write_atomic
 
@@ -25,6 +27,7 @@ class Row:
     against: str | None = None  # None for the reference
     teacher: bool = False  # fine-tuned with the reader
     paper: float | None = None  # points of the paper's own measure
+    paper_of: str | None = None  # the row whose points these are: what the paper left out there can be read in two ways
     start: str | None = None  # not distilled: "base" and "student" (the teacher's layers) are fine-tuned, "reader" is taken as it is
     stages: tuple[tuple[str, ...], ...] = ()  # flags of several fine-tunings, one after the other, in place of `finetune`
 
@@ -72,13 +75,43 @@ class Work:
         write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
 
 
+def check_words(works: Sequence[Work], parsers: Mapping[str, Callable[[list[str]], object]]) -> None:
+    """Parse the words of every work that is not finished as its verb will, before the first one is run.  Verbs without a parser are left alone.
+
+    Raises OptionsError with all that is refused, and the rows.
+    """
+    refused: dict[tuple[str, str], list[str]] = {}
+    for work in works:
+        if work.verb in parsers and not work.done and (reason := _refusal(parsers[work.verb], work.words)):
+            rows = refused.setdefault((work.verb.replace("final", "evaluate"), reason), [])
+            rows += [work.row.name] if work.row.name not in rows else []
+    if refused:
+        said = "; ".join(f"{verb} of {', '.join(rows)}: {reason}" for (verb, reason), rows in refused.items())
+        helps = " and ".join(dict.fromkeys(f"`pocketqa {verb} --help`" for verb, _ in refused))
+        raise OptionsError(f"The ablation cannot be run: {said}. {helps} says what is expected; correct the flags of this call or of the preset.")
+
+
+def _refusal(parse: Callable[[list[str]], object], words: Sequence[str]) -> str | None:
+    """Why words are refused, in argparse's sentence or the verb's own; None where they are not."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            parse(list(words))
+    except PocketQAError as error:
+        return str(error).rstrip(".")
+    except SystemExit:
+        _, wrong, reason = said.getvalue().rpartition("error: ")
+        return reason.strip() if wrong else "expected flags of a run, found --help"
+    return None
+
+
 def content_of(source: str) -> object:
-    """sha256 of a file or of a folder's weights, names and sha256 of the files of another folder, or the name of something on the Hub."""
-    path = Path(source)
+    """sha256 of a file; names and sha256 of a model's weights, config.json and tokenizer.json, or of all files of another folder; else a Hub name."""
+    path, model = Path(source), ModelFolder(Path(source))
     if path.is_file():
         return sha256_file(path)
-    if ModelFolder(path).weights.is_file():
-        return sha256_file(ModelFolder(path).weights)
+    if model.weights.is_file():
+        return [(file.name, sha256_file(file)) for file in (model.weights, model.config, model.tokenizer) if file.is_file()]
     if path.is_dir():
         return sorted((file.relative_to(path).as_posix(), sha256_file(file)) for file in path.rglob("*") if file.is_file())
     return source

@@ -26,9 +26,10 @@ from pathlib import Path
 
 from distillation.ablation import task_cost
 from distillation.ablation.ablation_plan import PREFIX, PRESETS
-from distillation.ablation.ablation_work import Row, Work, content_of, contents_of, identity_of
+from distillation.ablation.ablation_work import Row, Work, check_words, content_of, contents_of, identity_of
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.reporting.training_tables import task_lines
@@ -42,6 +43,14 @@ def _finetune(argv: list[str]) -> int:
     from distillation import classify  # here, since torch takes seconds to load and --help needs none of it
 
     return classify.main(argv)
+
+
+def _recipe_of(words: list[str]) -> object:
+    """The recipe as the verb reads it.  Raises TrainingError or exits as the verb would."""
+    from distillation import classify
+
+    given = classify._parser().parse_args(words)
+    return classify._recipe(given, task_named(given.task), None)
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"finetune": _finetune}
@@ -63,6 +72,7 @@ def main(argv: list[str]) -> int:
     _check(given)
     planned, left_out = choose(given.tasks, given.seeds, given.data, shlex.split(given.finetune_flags))
     works = make_works(planned, {"teacher": given.teacher, "student": given.student, "control": given.base}, given.out)
+    check_words(works, {"finetune": _recipe_of})
     _say_plan(planned, left_out, works)
     if given.dry_run:
         task_cost.say_times(works, {plan.task.name: plan.data for plan in planned}, _say)
@@ -188,7 +198,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa ablate", __doc__)
     parser.add_argument("--preset", choices=("tasks",), required=True, help="this comparison; the others: pocketqa ablate --help")
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="where the teacher starts: a BERT; heads of other tasks are dropped")
     parser.add_argument("--student", required=True, metavar="MODEL", help="where the student starts: what was distilled from the teacher")

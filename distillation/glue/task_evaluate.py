@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillation.glue.classification import TASKS, Task, task_named
 from distillation.glue.tasks import load_examples, source_name
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.folders import Manifest, ModelFolder
 from pocketqa.runs import DataFile, RunFile, Subject, classification_results, new_run, write
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> int:
     manifest = folder.read_manifest() if folder.manifest.is_file() else None
     model = load_classifier(given.model, task, new_head=False)
     tokenizer = AutoTokenizer.from_pretrained(given.model, use_fast=True)
-    scored = score(model, tokenizer, task, examples_of, given.max_tokens or _trained_tokens(manifest), manifest.seed if manifest else None)
+    trained = (manifest.seed, manifest.parent) if manifest else (None, None)
+    scored = score(model, tokenizer, task, examples_of, given.max_tokens or _trained_tokens(manifest), trained)
     name = manifest.name if manifest else folder.path.name
     document = {"model": name, "data": scored.data.name, **summary(scored.results)}
     if given.run_file:
@@ -68,8 +70,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def score(model: PreTrainedModel, tokenizer: Any, task: Task, examples_of: TaskSplit, max_tokens: int, trained_with: int | None) -> TaskScores:
-    """Official metrics of a model in memory, in float32.  tokenizer: of transformers; trained_with: the seed of its training, where it is known."""
+def score(
+    model: PreTrainedModel, tokenizer: Any, task: Task, examples_of: TaskSplit, max_tokens: int, trained: tuple[int | None, str | None]
+) -> TaskScores:
+    """Official metrics of a model in memory, in float32.
+
+    tokenizer: of transformers; trained: the seed of its training and sha256 of the weights it started from, where they are known.
+    """
     from distillation.glue.task_data import encode
     from distillation.glue.task_metrics import task_metrics
     from distillation.glue.task_model import predict, predictions_of
@@ -86,8 +93,9 @@ def score(model: PreTrainedModel, tokenizer: Any, task: Task, examples_of: TaskS
         "cut": cut,  # examples that lost tokens
         "seconds": round(seconds, 1),
         "limit": examples_of.limit,
+        "start": trained[1],
     }
-    results = classification_results(task.name, task_metrics(task, said, right), said, right, seed=trained_with, extra=extra)
+    results = classification_results(task.name, task_metrics(task, said, right), said, right, seed=trained[0], extra=extra)
     name, sha256 = source_name(examples_of.source, task, examples_of.split)
     return TaskScores(results, DataFile(name, sha256, len(examples), "other"))
 
@@ -118,7 +126,7 @@ def _trained_tokens(manifest: Manifest | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pocketqa evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = verb_parser("pocketqa evaluate", __doc__)
     parser.add_argument("model", metavar="MODEL", help="checkpoint left by `pocketqa finetune --task`")
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument("--data", required=True, metavar="PATH", help="file (.tsv, .csv; .gz, .bz2, .xz), folder of splits, or Hub name")

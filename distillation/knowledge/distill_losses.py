@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from distillation.knowledge.losses import LossTerms
 from distillation.knowledge.observation import Observed, layers_of, observe
 from distillation.knowledge.transfer import Trained
 from distillation.questions.data import epoch_batches
-from distillation.text.corpus import Corpus, Rows
+from distillation.text.corpus import HELD_OUT_SEED, Corpus, Rows
 from distillation.text.lm import vocabulary_logits
 from distillation.text.masking import MASKED, TOKENS, MaskedBatch, masked_batch
 from distillation.text.mlm import MEASURE
@@ -115,7 +115,11 @@ def part_names(recipe: DistillRecipe) -> list[str]:
 
 
 def measure(trained: Trained, teachers: Sequence[PreTrainedModel], corpus: Corpus, rows: Rows, recipe: DistillRecipe, steps: int) -> dict[str, float]:
-    """Every loss of the recipe on some rows, with the same masks every time and without dropout.  The mode of the model is left as it was."""
+    """Every loss of the recipe on some rows, without dropout and with the same masks every time, whatever the seed.
+
+    The mode of the model is left as it was.
+    """
+    recipe = replace(recipe, seed=HELD_OUT_SEED)
     training, device = trained.training, processes.device()
     trained.eval()
     loss_of = loss_function(trained, teachers, recipe, steps)

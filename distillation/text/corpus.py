@@ -29,6 +29,7 @@ Rows = NDArray[np.int64]
 SPECIAL_PER_ROW = 2  # [CLS] and [SEP]
 BLOCK = 16  # rows that stand together are held out together, so that few documents lie on both sides
 LARGEST_HELD_OUT = 0.1  # of a corpus
+HELD_OUT_SEED = 0  # of the rows kept apart and of their masks: runs of several seeds, and stages that follow one another, are scored on the same text
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class CorpusArguments:
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser) -> None:
         """--corpus, --cache and --corpus-tokens."""
-        words = "text files, folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]]"
+        words = "text files, folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]][#COLUMN]"
         parser.add_argument("--corpus", nargs="+", required=True, metavar="TEXT", help=words)
         parser.add_argument("--cache", type=Path, metavar="DIR", help="where tokenised text is kept (default: corpus-cache beside OUT)")
         parser.add_argument("--corpus-tokens", type=int, default=0, metavar="N", help="read no more of the corpus than N tokens (default: all)")
@@ -137,14 +138,17 @@ def open_corpus(paths: Sequence[str], tokenizer: Path, options: CorpusOptions, c
     return Corpus(folder, index, vocabulary, options, key)
 
 
-def hold_out(lengths: Rows, tokens: int, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers to train on and to keep apart, the second in blocks of neighbours of about `tokens` tokens, never more than LARGEST_HELD_OUT."""
+def hold_out(lengths: Rows, tokens: int) -> tuple[Rows, Rows]:
+    """Row numbers to train on and to keep apart, the second in blocks of neighbours of about `tokens` tokens, never more than LARGEST_HELD_OUT.
+
+    The same ones for every run on a corpus that is cut into the same rows.
+    """
     everything = np.arange(len(lengths))
     block = max(1, min(BLOCK, len(lengths) // 20))
     wanted = min(tokens, LARGEST_HELD_OUT * float(lengths.sum()))
     starts = everything[::block]
     sums = np.add.reduceat(lengths, starts) if len(lengths) else lengths  # tokens of each block
-    order = np.random.default_rng((seed, 1)).permutation(len(starts))
+    order = np.random.default_rng((HELD_OUT_SEED, 1)).permutation(len(starts))
     chosen = order[np.cumsum(sums[order]) <= wanted]
     apart = np.isin(everything // block, chosen)
     return everything[~apart], everything[apart]

@@ -26,7 +26,9 @@ MAX_LINE = 1 << 20  # characters of one piece of a line: a file without line bre
 HUB_SECONDS = 15  # to wait for the Hub
 TEXT_COLUMN = "text"
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+))?(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.\[\]%:-]+))?")
+_HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+))?(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.\[\]%:-]+))?(?:#(?P<column>.+))?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -52,7 +54,7 @@ class Source(Protocol):
 def find_sources(paths: Sequence[str]) -> list[Source]:
     """Every text that the words of a command line name: files, folders (their .txt files, compressed or not, in the order of their names), Hub names.
 
-    A Hub name is NAME[@REVISION][:CONFIG[:SPLIT]]; the split is "train" where none is given.  Raises DataError.
+    A Hub name is NAME[@REVISION][:CONFIG[:SPLIT]][#COLUMN]; the split is "train" and the column "text" where none is given.  Raises DataError.
     """
     found: list[Source] = []
     for text in paths:
@@ -62,9 +64,10 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
         elif path.is_file():
             found.append(TextFile.of(path))
         elif (match := _HUB_NAME.fullmatch(text)) and not _looks_like_path(text):
-            found.append(HubText.of(match["name"], match["revision"], match["config"] or None, match["split"] or "train"))
+            place = match["config"] or None, match["split"] or "train", match["column"] or TEXT_COLUMN
+            found.append(HubText.of(match["name"], match["revision"], *place))
         else:
-            raise DataError(f"Expected a text file, a folder of them or a Hub data set (NAME[:CONFIG[:SPLIT]]), found nothing at {text!r}.")
+            raise DataError(f"Expected a text file, a folder of them or a Hub data set (NAME[:CONFIG[:SPLIT]][#COLUMN]), found nothing at {text!r}.")
     return found
 
 
@@ -110,18 +113,19 @@ class TextFile:
 
 @dataclass(frozen=True, slots=True)
 class HubText:
-    """The column "text" of a Hub data set, streamed."""
+    """A column of a Hub data set, streamed."""
 
     dataset: str
     revision: str  # a commit
     config: str | None
     split: str
+    column: str
 
     @classmethod
-    def of(cls, dataset: str, revision: str | None, config: str | None, split: str) -> HubText:
+    def of(cls, dataset: str, revision: str | None, config: str | None, split: str, column: str) -> HubText:
         """Ask the Hub which commit is meant, unless one was named: the cache is keyed by it.  Raises DataError where the Hub does not answer."""
         if revision and _COMMIT.fullmatch(revision):
-            return cls(dataset, revision, config, split)
+            return cls(dataset, revision, config, split, column)
         try:
             api = importlib.import_module("huggingface_hub").HfApi()
             commit = api.dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha
@@ -133,12 +137,13 @@ class HubText:
                 f"{dataset!r} is neither a file nor a Hub data set that can be reached ({type(error).__name__}: {why}). "
                 "Check the name and the network, or name files."
             ) from None
-        return cls(dataset, str(commit), config, split)
+        return cls(dataset, str(commit), config, split, column)
 
     @property
     def name(self) -> str:
-        """Name, configuration and split as they are typed."""
-        return ":".join([self.dataset, self.config or "", self.split])
+        """Name, configuration and split as they are typed, and the column unless it is "text"."""
+        column = "" if self.column == TEXT_COLUMN else f"#{self.column}"
+        return ":".join([self.dataset, self.config or "", self.split]) + column
 
     @property
     def sha256(self) -> str:
@@ -160,7 +165,7 @@ class HubText:
         try:
             rows = iter(datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, streaming=True))
             while (row := next(rows, None)) is not None:
-                for line in _text_of(row, self.name, number).splitlines():
+                for line in self._text_of(row, number).splitlines():
                     if line.strip():
                         yield line.strip(), 0
                 number += 1
@@ -170,12 +175,14 @@ class HubText:
         except Exception as error:  # the library raises many kinds
             raise DataError(f"{self.name}: the Hub stopped after {number} records ({type(error).__name__}: {error}). Try again.") from None
 
-
-def _text_of(row: dict[str, Any], name: str, number: int) -> str:
-    text = row.get(TEXT_COLUMN)
-    if not isinstance(text, str):
-        raise DataError(f"{name}: expected text in a column {TEXT_COLUMN!r}, found the columns {', '.join(map(str, row))} in record {number}.")
-    return text
+    def _text_of(self, row: dict[str, Any], number: int) -> str:
+        text = row.get(self.column)
+        if not isinstance(text, str):
+            raise DataError(
+                f"{self.name}: expected text in a column {self.column!r}, found the columns {', '.join(map(str, row))} in record {number}. "
+                "Name the column with the text after a #: NAME[@REVISION][:CONFIG[:SPLIT]]#COLUMN."
+            )
+        return text
 
 
 def _files_of(folder: Path) -> list[Path]:

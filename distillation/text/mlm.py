@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from distillation.knowledge import losses
 from distillation.knowledge.losses import LossTerms
 from distillation.questions.data import epoch_batches
 from distillation.text import lm
-from distillation.text.corpus import Corpus, Rows
+from distillation.text.corpus import HELD_OUT_SEED, Corpus, Rows
 from distillation.text.masking import MASKED, MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import TextRecipe
 from distillation.training.loop import DTYPES
@@ -66,7 +66,8 @@ def masked_logits(model: PreTrainedModel, batch: MaskedBatch) -> Tensor:
 
 
 def measure(model: PreTrainedModel, corpus: Corpus, rows: Rows, recipe: TextRecipe) -> Development:
-    """Loss and accuracy on some rows, with the same masks every time.  The model is left in the mode it was in."""
+    """Loss and accuracy on some rows, with the same masks every time, whatever the seed.  The model is left in the mode it was in."""
+    recipe = replace(recipe, seed=HELD_OUT_SEED)
     device = next(model.parameters()).device
     training = model.training
     model.eval()

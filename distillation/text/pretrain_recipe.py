@@ -15,6 +15,7 @@ class TextRecipe(Recipe):
     masked, mask_token, random_token: Devlin et al. 2018 (the rest of the chosen tokens stay as they are); drawn anew in each step: Liu et al. 2019.
     count_smoothing: rare tokens are chosen more often, p ~ count^-0.7 in the released DistilBERT (Sanh et al. 2019), after Lample and Conneau 2019.
     min_tokens: the released DistilBERT leaves out sequences of 11 tokens and fewer.
+    This project's own choices: max_tokens, rows that a CPU trains on quickly, and heldout_tokens.
     """
 
     max_tokens: int = setting(256, "longest row, [CLS] and [SEP] included", least=8)

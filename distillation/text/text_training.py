@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distillation.models.students import parameters_of
-from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, open_corpus, plan_size
+from distillation.text.corpus import HELD_OUT_SEED, Corpus, CorpusArguments, Rows, Step, open_corpus, plan_size
 from distillation.text.pretrain_recipe import TextRecipe
 from distillation.training import processes
 from distillation.training.checkpoints import weights_hash
@@ -19,6 +21,8 @@ from distillation.training.stage import Stage
 from pocketqa.errors import TrainingError
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
 from pocketqa.types import JSON
+
+LARGEST_WASTE = 0.05  # of positions, on padding
 
 
 def shared_corpus(text: CorpusArguments, tokenizer: Path, recipe: TextRecipe) -> Corpus:
@@ -45,13 +49,22 @@ def check_fit(model: PreTrainedModel, corpus: Corpus, name: str) -> None:
         )
 
 
-def say_text(corpus: Corpus, plan: Sequence[Step], apart: Rows) -> float:
-    """Tell what will be read and in how many steps; returns the share of positions that is padding."""
+def say_text(corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:
+    """Tell what will be read and in how many steps, with a warning where much of it is padding."""
     tokens, waste = plan_size(plan, corpus.lengths)
     processes.say(corpus.say())
     processes.say(f"{len(apart):,} rows ({int(corpus.lengths[apart].sum()):,} tokens) kept apart for the development loss")
     processes.say(f"{len(plan):,} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads")
-    return waste
+    if waste > LARGEST_WASTE:
+        processes.say(f"warning: more than {100 * LARGEST_WASTE:.0f} % of the positions are padding; raise --batch-tokens or leave --packed on")
+
+
+def text_identity(recipe: TextRecipe, corpus: Corpus, *start: object) -> str:
+    """Hash of everything that a training on text depends on.  start: what settles the models that it begins with."""
+    parts = [dataclasses.asdict(recipe), corpus.key, *start]
+    if recipe.heldout_tokens and recipe.seed != HELD_OUT_SEED:
+        parts.append("one text kept apart for all seeds")  # once each seed kept its own apart
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def text_summary(model: PreTrainedModel, corpus: Corpus, recipe: TextRecipe, plan: Sequence[Step], result: LoopResult) -> JSON:

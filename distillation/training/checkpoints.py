@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pocketqa.errors import TrainingError
 from pocketqa.folders import MANIFEST, ModelFolder, atomic_folder, sha256_file, write_manifest
-from pocketqa.types import JSON
+from pocketqa.types import JSON, NoAnswer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes seconds to import, and the loop does without
@@ -172,11 +172,21 @@ def read_tensors(folder: Path, progress: JSON) -> dict[str, Tensor]:
     return tensors
 
 
-def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Path, config: JSON) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Path,
+    config: JSON,
+    *,
+    parent: str | None = None,
+    seed: int | None = None,
+    no_answer: NoAnswer | None = None,
+) -> None:
     """Leave a model as it is now as a checkpoint folder; one of that name is replaced.
 
     model: of a training that has projections beside its student, only what `exported` says is written, so that the folder opens like any other.
-    tokenizer: a folder with its files; where there are none, none are written.  Raises TrainingError where it cannot be written.
+    tokenizer: a folder with its files; where there are none, none are written.  parent, seed, no_answer: for its manifest.
+    Raises TrainingError where it cannot be written.
     """
     chosen = exported(model)
     try:
@@ -188,7 +198,8 @@ def save_checkpoint(folder: Path, model: nn.Module, tokenizer: Path, config: JSO
             for file in sorted(tokenizer.glob("*")):
                 if file.name.startswith(("tokenizer", "special_tokens", "vocab", "added_tokens")):
                     shutil.copyfile(file, made / file.name)
-            write_manifest(made, kind="checkpoint", name=f"{tokenizer.name.removesuffix('.run')}-{folder.name}", config=config)
+            name = f"{tokenizer.name.removesuffix('.run')}-{folder.name}"
+            write_manifest(made, kind="checkpoint", name=name, parent=parent, config=config, seed=seed, no_answer=no_answer)
     except NOT_WRITTEN as error:
         raise not_written(folder, error) from error
 

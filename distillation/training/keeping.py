@@ -15,7 +15,7 @@ from distillation.training import checkpoints, processes
 from distillation.training.checkpoints import BEST, NUMBERED
 from distillation.training.reporting import Reporter
 from pocketqa.errors import TrainingError
-from pocketqa.types import JSON
+from pocketqa.types import JSON, NoAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class Keeping:
     keep: int = 3  # numbered checkpoints
     evaluate_every: int = 0  # steps between development scores, of which the best is kept; 0: none
     tensorboard: bool = False
+    parent: str | None = None  # this and the next two: what manifests of its checkpoints say, as that of the finished folder does
+    seed: int | None = None
+    no_answer: NoAnswer | None = None  # without a threshold, which is chosen at the end
 
     @property
     def state(self) -> Path:
@@ -129,8 +132,9 @@ class Keeper:
             self._checkpoint(BEST, {"step": progress.step, "score": value})
 
     def _checkpoint(self, name: str, config: JSON) -> None:
-        folder = self._keeping.folder
-        checkpoints.save_checkpoint(folder / name, self._model, folder, {**config, "run": self._identity})
+        kept, config = self._keeping, {**config, "run": self._identity}
+        place = kept.folder / name
+        checkpoints.save_checkpoint(place, self._model, kept.folder, config, parent=kept.parent, seed=kept.seed, no_answer=kept.no_answer)
 
 
 def _other_processes(before: int) -> str:

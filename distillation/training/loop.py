@@ -88,7 +88,8 @@ def run(
 
     model: all that is trained, in one module; it is moved to the device of its process.  identity: hash of everything the run depends on; a state of
     another run is refused.  score: a development score, higher is better, taken by the main process alone with the model in evaluation mode.
-    Raises Stopped after SIGTERM or SIGINT once the state is saved; TrainingError where a loss is not finite, the disk is full or a state is damaged.
+    Raises Stopped after SIGTERM or SIGINT once the state of the last whole step is saved: between two micro-batches, whose step begins anew when the
+    run goes on; with several processes after the step.  TrainingError where a loss is not finite, the disk is full or a state is damaged.
     """
     _check(recipe, keeping, score, plan)
     keep_pages()
@@ -108,6 +109,10 @@ def run(
                 group["lr"] = rate
             torch.manual_seed(step_seed(recipe.seed, progress.step, processes.rank()))
             sums = _backward(plan[progress.step], progress.step, make_batch, loss_of, recipe, scaler, stop)
+            if sums is None:  # the weights are those after the last whole step, and all that a step draws depends on its number
+                optimizer.zero_grad(set_to_none=True)
+                keeper.save(progress, now=True)
+                raise _stopped(progress.step, plan)
             norm = _update(model, optimizer, scaler, recipe, sums, f"at step {progress.step}; the last saved state is in {keeping.state}")
             progress.count(sums.tokens, sums.parts, keep=len(plan) // 10)
             stopping = sums.stop and progress.step < len(plan)
@@ -118,7 +123,7 @@ def run(
                 keeper.number(progress)
             if stopping:
                 processes.wait()  # until the state is saved: the end of one process makes a launcher end all
-                raise Stopped(f"Stopped at step {progress.step} of {len(plan)}; the same command goes on from there.")
+                raise _stopped(progress.step, plan)
     best_step, best_score = processes.from_main(progress.best) or (None, None)
     losses = {name: round(value, 5) for name, value in means(progress.recent).items()}
     return LoopResult(len(plan), progress.tokens, progress.seconds, losses, best_step, best_score)
@@ -156,13 +161,18 @@ class _Sums:
 
 def _backward(
     step: Step, number: int, make_batch: MakeBatch[B], loss_of: LossFunction[B], recipe: Recipe, scaler: torch.amp.GradScaler, stop: StopSignal
-) -> _Sums:
-    """Add the gradients of this process's micro-batches to what the parameters hold."""
+) -> _Sums | None:
+    """Add the gradients of this process's micro-batches to what the parameters hold.  None where it was asked to stop between two of them.
+
+    Only a process that is alone stops there: several would have to agree before each micro-batch, and do so at the end of a step.
+    """
     device = processes.device()
     batches = [make_batch(indices, number).to(device) for indices in step[processes.rank() :: processes.world()]]
     counts = processes.add(processes.add_up(batch.counts for batch in batches))
     sums: dict[str, Tensor] = {}
-    for batch in batches:
+    for at, batch in enumerate(batches):
+        if at and stop.asked and processes.world() == 1:
+            return None
         with torch.autocast(device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"), FasterOnCPU():
             terms = loss_of(batch, counts)
         scaler.scale(terms.total).backward()
@@ -173,6 +183,10 @@ def _backward(
     everywhere = processes.add({**dict(zip(sums, values, strict=True)), TOKENS: tokens, STOP: float(stop.asked)})
     total, tokens, asked = everywhere.pop(TOTAL), everywhere.pop(TOKENS), everywhere.pop(STOP)
     return _Sums(total, everywhere, round(tokens), asked > 0)
+
+
+def _stopped(step: int, plan: Sequence[Step]) -> Stopped:
+    return Stopped(f"Stopped at step {step} of {len(plan)}; the same command goes on from there.")
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, recipe: Recipe, sums: _Sums, where: str) -> float:

@@ -67,8 +67,7 @@ class Stage:
         """From a parsed command line.  Raises TrainingError where --out holds something, or a number makes no sense."""
         if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
             raise TrainingError(f"{given.out} is not empty (a finished checkpoint, perhaps). Give another --out or delete it.")
-        names = [item.name for item in dataclasses.fields(Keeping) if item.name != "folder"]
-        values = {name: getattr(given, name) for name in names}
+        values = {name: getattr(given, name) for name in (*WORDS, "tensorboard")}
         problems = [f"{_flag(name)} must be at least 0, found {value}" for name, value in values.items() if value < 0]
         if values["keep"] < 1:
             problems.append(f"--keep must be at least 1, found {values['keep']}")

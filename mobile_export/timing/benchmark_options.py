@@ -117,6 +117,7 @@ def check_run_file(path: str | None, count: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     modes = "\n".join(f"  {name:6} at least {rules.queries} queries and {rules.seconds:.0f} s" for name, rules in MODES.items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="pocketqa benchmark",
         description="Bytes and latency of model folders and bundles, one question at a time.",
         epilog=EPILOG.format(modes=modes),

@@ -88,11 +88,17 @@ def task_lines(runs: Runs, link: Link) -> list[str]:
 
 
 def task_groups(runs: Runs) -> TaskGroups:
-    """The last run of each seed, by task, data and role; tasks in the order of SIX, then the others; teacher and student before the control."""
+    """The last run of each seed, by task, data and role; tasks in the order of SIX, then the others; teacher and student before the control.
+
+    Of a role that was fine-tuned from several models, the runs from the one that was measured last: their seeds are not those of the others.
+    """
     found: TaskGroups = {}
-    for name, run in of_kind(runs, "classification").items():
+    for name, run in sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0])):
         key = (str(run.results["task"]), tuple(item.sha256 for item in run.data), run.subjects[0].role)
-        found.setdefault(key, {})[run.results["seed"]] = (name, run)
+        group = found.setdefault(key, {})
+        if any(other.results.get("start") != run.results.get("start") for _, other in group.values()):
+            group.clear()
+        group[run.results["seed"]] = (name, run)
 
     def order(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
         task, data, role = key

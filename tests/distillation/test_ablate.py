@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from distillation import ablate, finetune
 from distillation import distill as distill_verb
 from distillation.ablation import ablation_cost, ablation_plan
 from distillation.ablation.ablation_plan import Common, LayerMaps, choose_rows, make_plan, read_preset
-from pocketqa import runs
+from distillation.ablation.ablation_work import check_words
+from pocketqa import report, runs
 from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.folders import ModelFolder, sha256_file, write_manifest
 from pocketqa.statistics import Interval, mean_difference
@@ -66,7 +68,12 @@ def test_the_preset_of_the_paper() -> None:
     assert next(iter(rows)) == "triple"
     assert rows["triple"].against is None
     papers = {name: row.paper for name, row in rows.items() if row.paper is not None}
-    assert papers == {"no-ce": -2.96, "no-cos": -1.46, "no-mlm": -0.31, "random": -3.69}
+    assert papers == {"no-ce": -2.96, "no-cos": -1.46, "no-mlm": -0.31, "no-ce-no-mlm": -2.96, "no-cos-no-mlm": -1.46, "random": -3.69}
+    left_out = {name: set(row.distill[::2]) for name, row in rows.items() if name.startswith("no-")}
+    assert left_out == {
+        "no-ce": {"--alpha-ce"}, "no-cos": {"--alpha-cos"}, "no-mlm": {"--alpha-mlm"},
+        "no-ce-no-mlm": {"--alpha-ce", "--alpha-mlm"}, "no-cos-no-mlm": {"--alpha-cos", "--alpha-mlm"},
+    }  # fmt: skip
     assert rows["second-step-padding"].against == "second-step"
     assert all(row.against == "triple" for name, row in rows.items() if name not in ("triple", "second-step-padding"))
 
@@ -130,6 +137,7 @@ def test_layers_are_filled_in() -> None:
             ("teacher = true", 'stages = [["--epochs", "1"]]\nfinetune = ["--epochs", "1"]'),
             "row 'taught': finetune is for one fine-tuning and stages for",
         ),
+        (("teacher = true", 'paper_of = "tuned"'), "row 'taught': paper_of must name a row that has an entry paper, found 'tuned'"),
         (("teacher = true", "stages = []"), r"row 'taught': stages must be lists of flags, found \[\]"),
         (("teacher = true", 'stages = ["--epochs"]'), "row 'taught': stages must be lists of flags"),
         (("teacher = true", 'start = "student"\ndistill = []'), "row 'taught': distill goes with a distillation, and start = 'student' has none"),
@@ -227,6 +235,23 @@ def test_what_flags_and_folders_name_is_part_of_a_work(tmp_path: Path, monkeypat
         make_plan(rows, [0], common(distill_flags=("--recipe", "nothing"), reader="r"), SIX_OF_TWELVE)
 
 
+def test_what_a_model_computes_is_part_of_a_work(tmp_path: Path) -> None:
+    rows = [row for row in read_preset("controls") if row.name in ("base", "general")]
+    models = {name: str(tiny_distilbert(tmp_path / name, layers=1)) for name in ("teacher", "base")}
+
+    def identities() -> list[str]:
+        return [work.identity for work in make_plan(rows, [0], common(**models), SIX_OF_TWELVE).works]
+
+    first = identities()
+    for model, own in (("base", [True] * 2 + [False] * 3), ("teacher", [False] * 2 + [True] * 3)):
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            path = tmp_path / model / name
+            content = path.read_bytes()
+            path.write_bytes(content + b" ")
+            assert [before != now for before, now in zip(first, identities(), strict=True)] == own, path
+            path.write_bytes(content)
+
+
 # ---- whole runs
 
 
@@ -292,7 +317,11 @@ def test_a_whole_ablation_and_a_second_call(
     assert len(distill.calls) == 1 + 4
     assert "| something left out |" in printed.out and "| -2.96 |" in printed.out
     (run,) = runs.read_all(tmp_path / "runs").values()
-    assert run == runs.read(tmp_path / "out" / "ablation.json")
+    assert run == runs.read(tmp_path / "out" / "runs" / "ablation.json")
+    (following,) = (line for line in printed.err.splitlines() if line.startswith("next: pocketqa report "))
+    assert report.main(shlex.split(following.partition("    ")[0])[3:]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "out" / "report").iterdir())
+    assert drawn == ["ablation-ablation.png", "index.html"]
     assert (run.kind, run.results["reference"], run.results["seeds"], run.results["left_out"]) == (
         "ablation",
         "whole",
@@ -329,6 +358,38 @@ def test_bad_calls(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionsError, match="runs in one process"):
         ablate.main(command)
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "message"),
+    [
+        ("paper", ["--finetune-flags=--lr 1e-4"], "finetune of triple, no-mlm: unrecognized arguments: --lr 1e-4. `pocketqa finetune --help` says"),
+        ("paper", ["--finetune-flags=--epochs 0"], "finetune of triple, no-mlm: The recipe cannot be run: --epochs must be above 0, found 0.0"),
+        ("paper", ["--finetune-flags=--help"], "finetune of triple, no-mlm: expected flags of a run, found --help"),
+        ("paper", ["--distill-flags=--tempo 1", "--finetune-flags=--lr 1"], "distill of .*--tempo 1; finetune of .*--lr 1. `pocketqa distill"),
+        ("paper", ["--distill-flags=--layers two"], "argument --layers: invalid int value: 'two' in '--layers two'. `pocketqa distill --help`"),
+        ("recipes", ["--finetune-flags=--epochs one"], "argument --epochs: invalid float value: 'one' in '--epochs one'"),
+        # an abbreviation that `finetune` would read and the stages of TinyBERT, which share the epochs, would not
+        ("recipes", ["--finetune-flags=--epoch 1"], "finetune of undistilled, tinybert: unrecognized arguments: --epoch 1"),
+    ],
+)
+def test_flags_that_a_verb_refuses_are_refused_at_once(command: list[str], distill: StandIn, preset: str, flags: list[str], message: str) -> None:
+    teacher = command[command.index("--teacher") + 1]
+    rows = {"paper": "no-mlm", "recipes": "tinybert"}
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(OptionsError, match=message):
+            ablate.main([*command, "--preset", preset, "--rows", rows[preset], "--reader", teacher, *flags, *dry])
+    assert distill.calls == []
+
+
+def test_flags_of_what_is_finished_are_not_looked_at(tmp_path: Path) -> None:
+    rows = read_preset("paper")[:1]
+    works = make_plan(rows, [0, 1], common(out=tmp_path, finetune_flags=("--lr", "1")), SIX_OF_TWELVE).works
+    for work in works:
+        if work.verb == "finetune":
+            work.leaves.mkdir(parents=True)
+            write_manifest(work.leaves, kind="checkpoint", name="x")
+    check_words(works, {"finetune": finetune._parse})
 
 
 def test_the_cost_counts_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +448,7 @@ def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.Cap
     flags = ["--distill-flags", "--max-tokens 64 --batch-tokens 512 --precision fp32 --heldout-tokens 0", "--finetune-flags", FINETUNE]
     rows = ["--rows", "random", "second-step-padding", "--reader", str(reader), "--seeds", "0", "--tokens", "2000"]
     assert ablate.main([*sources, *flags, *rows, "--out", str(tmp_path / "out")]) == 0
-    run = runs.read(tmp_path / "out" / "ablation.json")
+    run = runs.read(tmp_path / "out" / "runs" / "ablation.json")
     found = {row["name"]: row for row in run.results["rows"]}
     assert list(found) == ["triple", "random", "second-step", "second-step-padding"]
     assert (found["random"]["paper"], found["second-step-padding"]["against"]) == (-3.69, "second-step")
@@ -465,7 +526,7 @@ def test_recipes_with_stages_run_whole(tmp_path: Path, capsys: pytest.CaptureFix
     folded = theirs["bert.embeddings.position_embeddings.weight"] + theirs["bert.embeddings.token_type_embeddings.weight"][0]
     assert (student["distilbert.embeddings.position_embeddings.weight"] == folded).all()
 
-    rows = {row["name"]: row for row in runs.read(out / "ablation.json").results["rows"]}
+    rows = {row["name"]: row for row in runs.read(out / "runs" / "ablation.json").results["rows"]}
     assert (rows["undistilled"]["start"], rows["tinybert"]["stages"]) == (
         "student",
         [["--recipe", "tinybert_intermediate"], ["--recipe", "tinybert_prediction"]],

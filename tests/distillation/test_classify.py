@@ -16,6 +16,8 @@ from distillation import classify, evaluate, finetune
 from distillation.glue import task_data, task_losses, task_model
 from distillation.glue.classification import TASKS, TaskBatch
 from distillation.glue.task_recipe import TaskRecipe
+from distillation.training import processes
+from distillation.training.stage import Stage
 from pocketqa import report, runs
 from pocketqa.errors import DataError, OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
@@ -233,6 +235,28 @@ def test_the_best_epoch_is_chosen_on_held_out_training_data(tmp_path: Path, data
     assert "examples kept apart from the training data" in printed.err
     best, final = (load_file(path / "model.safetensors") for path in (tmp_path / "out" / "best", tmp_path / "out"))
     assert all((best[name] == final[name]).all() for name in final)
+    ours, theirs = (ModelFolder(path).read_manifest() for path in (tmp_path / "out" / "best", tmp_path / "out"))
+    assert (ours.seed, ours.parent) == (theirs.seed, theirs.parent)
+
+
+def test_the_best_epoch_is_read_by_all_before_the_main_process_moves_it(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    def noted(name: str, of: object, attribute: str) -> None:
+        whole = getattr(of, attribute)
+
+        def also(*given: object, **named: object) -> object:
+            happened.append(name)
+            return whole(*given, **named)
+
+        monkeypatch.setattr(of, attribute, also)
+
+    noted("read", classify, "load_best")
+    noted("waited", processes, "wait")
+    noted("moved", Stage, "finish")
+    command = [str(tiny_distilbert(tmp_path / "start")), "--task", "sst2", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    assert classify.main([*command, "--epochs", "1", "--held-out", "0.25"]) == 0
+    assert happened[happened.index("read") :][:3] == ["read", "waited", "moved"]
 
 
 def test_a_training_file_without_a_development_split(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +283,8 @@ def test_bad_calls(tmp_path: Path, data: Path, teacher: Path) -> None:
         classify.main([*common, "--seeds", "1", "1"])
     with pytest.raises(TrainingError, match=r"--max-tokens \(600\) must not exceed.*--alpha-ce and --alpha-gold must not both be 0"):
         classify.main([*common, "--max-tokens", "600", "--batch-tokens", "600", "--alpha-ce", "0", "--alpha-gold", "0"])
+    with pytest.raises(TrainingError, match="Expected a --teacher, as --alpha-gold 0 leaves the labels out, found none"):
+        classify.main(["no-such-folder", *common[1:], "--alpha-gold", "0"])
     with pytest.raises(TrainingError, match="found one of no task"):
         classify.main([*common, "--teacher", str(teacher / "reader")])
     with pytest.raises(DataError, match=r"Expected dev\.tsv"):

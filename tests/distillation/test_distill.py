@@ -100,6 +100,18 @@ def test_a_student_starts_where_it_is_told_to(tmp_path: Path, teacher: Path, tex
     assert drawn["parameters"] == again["parameters"]
 
 
+def test_one_text_is_kept_apart_for_all_seeds_and_padding_is_warned_of(
+    tmp_path: Path, teacher: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--learning-rate", "1e-12", "--epochs", "1", "--no-packed", "--batch-tokens", "4096", "--checkpoint-every", "1"]
+    found = [run_distill(teacher, text, tmp_path / seed, *flags, "--seed", seed)["development"] for seed in ("0", "1")]
+    apart = [{**one.pop("distillation"), **one} for one in found]
+    assert apart[0] == pytest.approx(apart[1], rel=1e-4)  # of what is one and the same model
+    ours, theirs = (ModelFolder(folder).read_manifest() for folder in (next((tmp_path / "1").glob("checkpoint-*")), tmp_path / "1"))
+    assert (ours.seed, ours.parent) == (theirs.seed, theirs.parent) == (1, ours.parent)
+    assert "warning: more than 5 % of the positions are padding; raise --batch-tokens or leave --packed on" in capsys.readouterr().err
+
+
 def test_two_teachers(tmp_path: Path, teacher: Path, text: Path) -> None:
     student = run_distill(teacher, text, tmp_path / "a", "--tokens", "600")
     command = [str(teacher), str(tmp_path / "a"), "--corpus", str(text), "--out", str(tmp_path / "b"), "--tokens", "600", *SMALL]

@@ -15,7 +15,10 @@ from distillation import evaluate
 from distillation.questions import harder
 from pocketqa import runs, squad
 from pocketqa.errors import DataError, OptionsError, TrainingError
-from pocketqa.evaluation import Predictions, predict
+from pocketqa.evaluation import Predictions, open_reader, predict
+from pocketqa.folders import write_manifest
+from pocketqa.metrics import normalize_answer
+from pocketqa.types import NoAnswer
 from tests.tiny import tiny_base, tiny_bert, tiny_squad
 
 
@@ -46,6 +49,29 @@ def test_a_checkpoint_is_scored_and_leaves_a_run_file(tmp_path: Path, capsys: py
     assert run.results["count"] == 12
     assert run.results["f1"] == pytest.approx(printed["f1"], abs=1e-4)
     assert run.subjects[0].engine == "pytorch"
+
+
+def test_questions_without_an_answer_are_scored_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny_squad(tmp_path / "tiny.json", impossible=True)
+    model = tiny_bert(tmp_path / "model")
+    examples = squad.load(data)
+    margins = predict(open_reader(str(model)), examples).margins
+    write_manifest(model, kind="checkpoint", name="reader", no_answer=NoAnswer(trained=True, threshold=float(np.median(margins))))
+    out, run = tmp_path / "predictions.json", tmp_path / "run.json"
+    command = [str(model), "--data", str(data)]
+    assert evaluate.main([*command, "--out", str(out), "--run-file", str(run), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    parts, said = printed["by_answerability"], json.loads(out.read_text())
+    assert {name: part["count"] for name, part in parts.items()} == {"has answer": 18, "no answer": 6}
+    assert 0 < list(said.values()).count("") < len(said)
+    silent = 100 * sum(not normalize_answer(said[example.id]) for example in examples if example.is_impossible) / 6
+    assert (parts["no answer"]["exact_match"], parts["no answer"]["f1"]) == (pytest.approx(silent), pytest.approx(silent))
+    for name in ("exact_match", "f1"):
+        assert printed[name] == pytest.approx((18 * parts["has answer"][name] + 6 * parts["no answer"][name]) / 24)
+    assert runs.read(run).results["by_answerability"] == parts
+    assert evaluate.main(command) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows if row[1:2] == ["answer"]] == ["18", "6"]
 
 
 def test_scores_are_told_where_their_files_cannot_be_written(

@@ -10,18 +10,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from distillation import finetune, grow, student
+from distillation import evaluate, finetune, grow, student
 from distillation.questions.data import TrainingBatch, to_batch
 from distillation.questions.finetune_recipe import ReaderRecipe
+from distillation.questions.harder import auroc
 from distillation.training import recipes
 from distillation.training.checkpoints import save_state
-from pocketqa import runs
+from pocketqa import runs, squad
 from pocketqa.errors import CorruptFolder, TrainingError
+from pocketqa.evaluation import evaluation_windows, open_reader, predict
 from pocketqa.folders import ModelFolder
+from pocketqa.types import NoAnswer
 from tests.tiny import flip, tiny_base, tiny_bert, tiny_squad
 
 CHECKPOINT_FILES = {
@@ -82,6 +86,43 @@ def test_training_lowers_the_loss(tmp_path: Path, data: Path) -> None:
     manifest = ModelFolder(tmp_path / "out").read_manifest()
     assert manifest.config["losses"]["loss"] < 2.5  # uniform over about 45 positions would be 3.8
     assert not manifest.no_answer.trained
+
+
+def test_checkpoints_on_the_way_are_scored_as_they_were_in_the_run(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(data.read_text())
+    for article in document["data"]:
+        whole = " ".join(paragraph["context"] for paragraph in article["paragraphs"])
+        for paragraph in article["paragraphs"]:
+            paragraph["context"] += f" {whole}" * 8  # several windows
+    (tmp_path / "dev.json").write_text(json.dumps(document))
+    base, out, dev = tiny_bert(tmp_path / "base"), tmp_path / "out", str(tmp_path / "dev.json")
+    ways = ["--evaluate-every", "5", "--checkpoint-every", "5", "--precision", "fp32", "--seed", "3", "--learning-rate", "1e-3", "--epochs", "1"]
+    assert finetune.main([str(base), "--data", str(data), "--dev", dev, "--dev-limit", "12", "--out", str(out), *SMALL, *ways]) == 0
+    finished = ModelFolder(out).read_manifest()
+    assert finished.no_answer.trained
+    for folder in (out / "best", *out.glob("checkpoint-*")):
+        manifest = ModelFolder(folder).read_manifest()
+        assert (manifest.no_answer, manifest.seed, manifest.parent) == (NoAnswer(trained=True), 3, finished.parent)
+    capsys.readouterr()
+    assert evaluate.main([str(out / "best"), "--data", dev, "--limit", "12", "--precision", "fp32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["f1"] == pytest.approx(ModelFolder(out / "best").read_manifest().config["score"])
+
+
+def test_questions_without_an_answer_are_learnt_and_the_threshold_is_chosen_on_them(tmp_path: Path) -> None:
+    data, dev = (tiny_squad(tmp_path / f"{name}.json", impossible=True, seed=seed) for seed, name in enumerate(("train", "dev")))
+    base, out = tiny_bert(tmp_path / "base"), tmp_path / "out"
+    command = [str(base), "--data", str(data), "--dev", str(dev), "--out", str(out), "--wrong-paragraph", "0", "--precision", "fp32", *SMALL]
+    assert finetune.main([*command, "--epochs", "1"]) == 0
+    manifest = ModelFolder(out).read_manifest()
+    assert (manifest.config["data"][0]["unanswerable"], manifest.config["data"][0]["wrong_paragraphs"]) == (6, 0)
+    report = manifest.config["development"]
+    assert (report["count"], report["unanswerable"], "wrong_paragraphs" in report) == (18, 6, False)
+    assert manifest.no_answer == NoAnswer(True, report["no_answer_threshold"])
+    reader, examples = open_reader(str(out), precision="fp32"), squad.load(dev)
+    predicted = predict(reader, examples, evaluation_windows())
+    own = np.array([example.is_impossible for example in examples])
+    assert auroc(predicted.margins[~own], predicted.margins[own]) == pytest.approx(report["no_answer_auroc"])
+    assert (predicted.margins[own] > report["no_answer_threshold"]).mean() == pytest.approx(report["unanswerable_refused"])
 
 
 def test_twenty_steps_equal_ten_a_kill_and_ten(tmp_path: Path, data: Path) -> None:

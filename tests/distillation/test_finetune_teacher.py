@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from distillation import finetune
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling
+from distillation.models.teachers import reading_teachers
 from distillation.questions import question_losses
 from distillation.questions.data import NO_TARGET, NegativeOptions, to_batch, training_windows, unlabelled_windows
 from distillation.questions.finetune_recipe import ReaderRecipe
@@ -60,6 +61,21 @@ def test_soft_targets_from_the_disk_are_those_of_the_teacher(
     assert first["losses"] == second["losses"]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all((a[name] == b[name]).all() for name in a)
+
+
+def test_soft_targets_from_the_disk_give_the_losses_of_a_teacher_that_runs(
+    tmp_path: Path, data: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, second = tiny_distilbert(tmp_path / "start", seed=3), tiny_bert(tmp_path / "second", seed=9)
+    flags = ["--teacher", str(teacher), str(second), "--unlabelled", str(data), "--precision", "fp32", "--batch-tokens", "200", "--log-every", "0"]
+    tune(start, data, tmp_path / "cached", *flags)
+    assert len(list((tmp_path / "teacher-cache").iterdir())) == 2
+    monkeypatch.setattr(finetune, "teachers_of", lambda sources, *rest: (reading_teachers(sources), []))
+    tune(start, data, tmp_path / "live", *flags)
+    ours, theirs = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("cached", "live"))
+    assert len(ours) == len(theirs) > 5
+    for name in ("loss", "loss_ce", "loss_squad"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-4)
 
 
 def test_tinybert_intermediate_then_prediction(tmp_path: Path, data: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +155,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, data: Path, teacher: Path)
         finetune.main([*common, "--unlabelled", str(data)])
     with pytest.raises(TrainingError, match="--alpha-ce 0 leaves out"):
         finetune.main([*common, "--teacher", str(teacher), "--unlabelled", str(data), "--alpha-ce", "0"])
+    with pytest.raises(TrainingError, match=r"Expected a --teacher, as --alpha-squad 0 leaves the answers out, found none\. Name one, or"):
+        finetune.main(["no-such-folder", *common[1:], "--recipe", "tinybert_prediction"])
     base = tiny_base(tmp_path / "base")
     with pytest.raises(TrainingError, match=r"no trained question-answering head.*pocketqa finetune"):
         finetune.main([*common, "--teacher", str(base)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -21,6 +23,7 @@ from distillation.text import lm, mlm
 from distillation.text.corpus import Corpus, CorpusOptions, open_corpus
 from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
+from distillation.text.text_training import text_identity
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.folders import ModelFolder
 from tests.tiny import SPECIAL, tiny_base, tiny_bert, tiny_distilbert
@@ -100,6 +103,32 @@ def test_a_student_trains_on_without_a_new_head(tmp_path: Path, text: Path, caps
     err = capsys.readouterr().err
     assert "one document each" in err
     assert ModelFolder(tmp_path / "second").read_manifest().parent == ModelFolder(tmp_path / "first").read_manifest().files["model.safetensors"]
+
+
+def test_one_text_is_kept_apart_for_all_seeds(tmp_path: Path, text: Path) -> None:
+    base = tiny_bert(tmp_path / "base", vocabulary=VOCABULARY)
+    common = ["--corpus", str(text), "--tokens", "600", *SMALL]
+    assert pretrain.main([str(base), *common, "--out", str(tmp_path / "headed")]) == 0
+    found = []
+    for seed in ("0", "1"):
+        out = tmp_path / seed
+        ways = ["--seed", seed, "--learning-rate", "1e-12", "--checkpoint-every", "1"]
+        assert pretrain.main([str(tmp_path / "headed"), *common, *ways, "--out", str(out)]) == 0
+        finished = ModelFolder(out).read_manifest()
+        (first, *_) = out.glob("checkpoint-*")
+        numbered = ModelFolder(first).read_manifest()
+        assert (numbered.seed, numbered.parent) == (finished.seed, finished.parent) == (int(seed), numbered.parent)
+        found.append(finished.config["development"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # of what is one and the same model
+
+
+def test_a_run_that_kept_another_text_apart_is_told_from_one_of_today(tmp_path: Path, text: Path) -> None:
+    corpus = open_corpus([str(text)], tiny_bert(tmp_path / "base", vocabulary=VOCABULARY), CorpusOptions(max_tokens=32), tmp_path / "cache")
+    same = []
+    for recipe in (PretrainRecipe(), PretrainRecipe(seed=1), PretrainRecipe(seed=1, heldout_tokens=0)):
+        before = json.dumps([dataclasses.asdict(recipe), corpus.key, "start"], sort_keys=True)
+        same.append(text_identity(recipe, corpus, "start") == hashlib.sha256(before.encode()).hexdigest())
+    assert same == [True, False, True]
 
 
 def test_a_stopped_run_goes_on_with_the_same_words_alone(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,11 @@ def test_other_settings_in_the_same_folder_are_refused(places: Path, tmp_path: P
 def test_bad_calls(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionsError, match=r"--seeds must differ, found 1 1; --run-file must be a folder.*; --data must name folders, found nowhere"):
         ablate.main([*command(places, tmp_path / "out"), "--seeds", "1", "1", "--run-file", "x.json", "--data", "nowhere"])
+    refused = "finetune of teacher, student, control: unrecognized arguments: --lr 1e-4. `pocketqa finetune --help` says"
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(OptionsError, match=refused):
+            ablate.main([*command(places, tmp_path / "out"), "--finetune-flags", "--lr 1e-4", *dry])
+    assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionsError, match="runs in one process"):
         ablate.main(command(places, tmp_path / "out"))

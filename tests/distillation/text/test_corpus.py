@@ -265,8 +265,12 @@ def test_hub_records_are_documents(model: Path, tmp_path: Path, monkeypatch: pyt
     assert (corpus.documents, corpus.sources[0]["name"]) == (2, "owner/name:part:test")
     assert corpus.lengths.tolist() == [42, 22]
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *a, **k: [{"sentence": "w1", "label": 0}]))
-    with pytest.raises(DataError, match="found the columns sentence, label"):
+    with pytest.raises(DataError, match=r"expected text in a column 'text', found the columns sentence, label .*Name the column .*#COLUMN"):
         open_text(model, tmp_path, f"owner/other@{commit}")
+    named = open_text(model, tmp_path, f"owner/other@{commit}:part#sentence", min_tokens=3)
+    assert (named.tokens, named.sources[0]["name"]) == (2, "owner/other:part:train#sentence")
+    with pytest.raises(DataError, match="expected text in a column 'label', found the columns"):
+        open_text(model, tmp_path, f"owner/other@{commit}:part#label")
 
 
 def test_a_long_line_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,13 +284,13 @@ def test_a_long_line_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytes
 
 def test_blocks_are_held_out_and_never_trained_on() -> None:
     lengths = np.full(1000, 100)
-    rows, apart = hold_out(lengths, 5000, seed=0)
+    rows, apart = hold_out(lengths, 5000)
     assert sorted([*rows, *apart]) == list(range(1000))
     assert 5000 - 100 * BLOCK <= lengths[apart].sum() <= 5000
     assert (np.diff(apart) == 1).sum() >= len(apart) - len(apart) // BLOCK - 1
-    assert len(hold_out(lengths, 10**9, seed=0)[1]) <= 100
-    assert len(hold_out(lengths, 0, seed=0)[1]) == 0
-    assert len(hold_out(np.array([50]), 1000, seed=0)[1]) == 0
+    assert len(hold_out(lengths, 10**9)[1]) <= 100
+    assert len(hold_out(lengths, 0)[1]) == 0
+    assert len(hold_out(np.array([50]), 1000)[1]) == 0
 
 
 def test_plans_see_every_row_once_a_pass_with_little_padding() -> None:

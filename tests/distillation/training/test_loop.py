@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from distillation.training.checkpoints import load_best
 from distillation.training.recipes import Recipe
 from distillation.training.reporting import means
 from pocketqa.errors import MissingExtra, TrainingError
-from tests.distillation.small_training import RECIPE, Classifier, make_batch, plan_of, stop, train
+from tests.distillation.small_training import RECIPE, Classifier, loss_function, make_batch, plan_of, stop, train
 
 
 def losses_of(folder: Path) -> list[dict[str, Any]]:
@@ -105,11 +104,48 @@ def assert_equal(folder: Path, model: Classifier, result: loop.LoopResult, strai
 
 def test_twenty_steps_equal_ten_a_sigterm_and_ten(tmp_path: Path, straight: Any) -> None:
     with pytest.raises(loop.Stopped, match="Stopped at step 10 of 20"):
-        train(tmp_path, dropout=0.2, at={9: stop})
+        train(tmp_path, dropout=0.2, at={10: stop})  # a step of three micro-batches, of which one is computed
     said: list[str] = []
     model, result = train(tmp_path, dropout=0.2, say=said.append)
     assert said[0] == "resuming at step 10"
     assert_equal(tmp_path, model, result, straight)
+
+
+def test_a_stop_waits_for_a_micro_batch_and_not_for_a_step(tmp_path: Path, straight: Any) -> None:
+    computed: list[int] = []
+
+    def attempt(stop_after: int) -> None:
+        model = Classifier(0.2)
+        loss_of = loss_function(model)
+
+        def counted(batch: Any, counts: Any) -> Any:
+            computed.append(len(batch.x))
+            if len(computed) == stop_after:
+                stop()
+            return loss_of(batch, counts)
+
+        keeping = loop.Keeping(tmp_path, save_every=1e9, log_every=0.0)
+        result = loop.run(model, plan_of(), make_batch, counted, RECIPE, keeping, "same", say=lambda line: None)
+        assert_equal(tmp_path, model, result, straight)
+
+    for after, where in ((2, 0), (3 * 4 + 1, 4)):  # in the very first step; in the first micro-batch of the fifth
+        computed.clear()
+        with pytest.raises(loop.Stopped, match=f"Stopped at step {where} of 20"):
+            attempt(after)
+        assert len(computed) == after
+    attempt(0)
+
+
+def test_a_step_of_one_micro_batch_is_finished(tmp_path: Path) -> None:
+    model = Classifier()
+
+    def stops(indices: Any, step: int) -> Any:
+        stop()
+        return make_batch(indices, step)
+
+    plan = [step[:1] for step in plan_of()]
+    with pytest.raises(loop.Stopped, match="Stopped at step 1 of 20"):
+        loop.run(model, plan, stops, loss_function(model), RECIPE, loop.Keeping(tmp_path), "same", say=lambda line: None)
 
 
 def test_twenty_steps_equal_ten_a_kill_while_saving_and_ten(tmp_path: Path, straight: Any) -> None:
@@ -144,7 +180,7 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path, straight: Any)
         train(tmp_path, dropout=0.2, at={9: stop})
     (tmp_path / "state").rename(tmp_path / "state.old")
     with pytest.raises(loop.Stopped, match="step 15"):
-        train(tmp_path, dropout=0.2, at={14: stop})
+        train(tmp_path, dropout=0.2, at={15: stop})
     assert not (tmp_path / "state.old").exists()
     assert_equal(tmp_path, *train(tmp_path, dropout=0.2), straight)
 
@@ -158,7 +194,7 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost(tmp_path: Path, straight: An
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # a file of the state is larger, the log is not
 
     with pytest.raises(loop.Stopped, match="step 10"):
-        train(tmp_path, dropout=0.2, at={9: stop}, log_every=1e9)
+        train(tmp_path, dropout=0.2, at={10: stop}, log_every=1e9)
     try:
         with pytest.raises(TrainingError, match=r"File too large.*What was saved before is untouched: make room there"):
             train(tmp_path, dropout=0.2, at={14: fill}, save_every=0.0, log_every=1e9)
@@ -226,14 +262,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path)
 
     model = Rooted()
     with pytest.raises(TrainingError, match="Expected a finite gradient, found a norm of nan"):
-        loop.run(model, plan_of(), make_batch, loss_of(model), RECIPE, loop.Keeping(tmp_path), "rooted", say=lambda line: None)
+        loop.run(model, plan_of(), make_batch, loss_function(model), RECIPE, loop.Keeping(tmp_path), "rooted", say=lambda line: None)
     assert same(model, Rooted())
-
-
-def loss_of(model: Classifier) -> Callable[..., Any]:
-    from tests.distillation.small_training import loss_function
-
-    return loss_function(model)
 
 
 def test_numbered_checkpoints_and_the_best(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertForMaskedLM
 
 from distillation.training import loop, processes
 from tests.distillation.small_training import stop, train
@@ -122,23 +123,38 @@ def test_a_signal_that_nobody_sends_stops_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_launchers(tmp_path: Path, launcher: str) -> None:
+@pytest.mark.parametrize(("launcher", "work"), [("torchrun", "alone"), ("accelerate", "alone"), ("torchrun", "taught"), ("torchrun", "distill")])
+def test_launchers(tmp_path: Path, launcher: str, work: str) -> None:
     base, data = tiny_bert(tmp_path / "base"), tiny_squad(tmp_path / "tiny.json", paragraphs=8, questions=4)
-    small = ["--max-tokens", "64", "--doc-stride", "16", "--max-question-tokens", "40", "--batch-tokens", "160", "--accumulation", "3"]
-    exact = [*small, "--dropout", "0", "--precision", "fp32", "--log-every", "0", "--epochs", "2"]
+    words = ["finetune", str(base), "--data", str(data), "--dev", str(data), "--doc-stride", "16", "--max-question-tokens", "40", "--epochs", "2"]
+    if work == "taught":
+        words += ["--teacher", str(tiny_bert(tmp_path / "reader", layers=4, seed=1))]
+    if work == "distill":
+        words = ["distill", *language_teacher(tmp_path / "teacher"), "--tokens", "4000", "--heldout-tokens", "0"]
+    exact = ["--max-tokens", "64", "--batch-tokens", "160", "--accumulation", "3", "--dropout", "0", "--precision", "fp32", "--log-every", "0"]
     launch = {
         "one": [sys.executable],
         "torchrun": [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"],
         "accelerate": [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     }
     for name in ("one", launcher):
-        words = ["-m", "pocketqa", "finetune", str(base), "--data", str(data), "--dev", str(data), "--out", str(tmp_path / name), *exact]
+        command = [*launch[name], "-m", "pocketqa", *words, "--out", str(tmp_path / name / "out"), *exact]  # a cache of its own beside each
         alone = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run([*launch[name], *words], cwd=ROOT, capture_output=True, text=True, env=alone)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('"losses"') == 1
         assert ("2 processes, each on cpu, gradients summed by gloo" in done.stderr) == (name != "one")
-    ours, theirs = losses_of(tmp_path / "one"), losses_of(tmp_path / launcher)
+    one, both = tmp_path / "one" / "out", tmp_path / launcher / "out"
+    ours, theirs = losses_of(one), losses_of(both)
+    assert len(ours) > 4 and ours[0].keys() > {"alone": {"loss"}, "taught": {"loss_ce", "loss_squad"}, "distill": {"loss_ce", "loss_cos"}}[work]
     assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], abs=1e-5)
-    assert apart(load_file(tmp_path / "one" / "model.safetensors"), load_file(tmp_path / launcher / "model.safetensors")) < 1e-4
+    assert apart(load_file(one / "model.safetensors"), load_file(both / "model.safetensors")) < 1e-4
+
+
+def language_teacher(folder: Path) -> list[str]:
+    """A teacher whose language head counts as trained, and text, as `pocketqa distill` takes them."""
+    tiny_bert(folder)
+    BertForMaskedLM.from_pretrained(folder).save_pretrained(folder)
+    text = folder.with_name("text.txt")
+    text.write_text("The red lamp of Anna is in the kitchen. The blue chair of Bruno is in the hall.\n\n" * 60)
+    return [str(folder), "--corpus", str(text)]

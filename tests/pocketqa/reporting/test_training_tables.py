@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_tasks_stand_beside_control_and_teacher(tmp_path: Path) -> None:
     assert tasks.index("| RTE | 40 | teacher |") < tasks.index("| RTE | 40 | student |") < tasks.index("| RTE | 40 | control |")
     assert "mean of six |" not in tasks
     assert "`pocketqa classification rte student seed 1`" in row(tasks, "| RTE | student `bbbbbbbbbbbb` | 1 |")
+
+
+def test_seeds_of_another_start_are_not_mixed_in(tmp_path: Path) -> None:
+    def started(wrong: int, seed: int, start: str, day: int) -> runs.RunFile:
+        run: runs.RunFile = task_run("rte", "student", wrong, seed)
+        return replace(run, results=run.results | {"start": start}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {start}")
+
+    earlier = [started(30, seed, "first", 1) for seed in range(4)]
+    text = page(tmp_path, *earlier, started(4, 0, "second", 2), started(6, 1, "second", 2))
+    assert "| 2: 85.00 to 90.00 |" in text and "25.00" not in text
 
 
 def test_the_mean_of_six_is_called_that(tmp_path: Path) -> None:
