@@ -119,7 +119,8 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
 
     The threshold maximises the mean F1 over answerable and unanswerable questions (the "best F1 threshold" of evaluate-v2.0).  Unanswerable are the
     file's own (SQuAD 2.0), alone: they were written to look answerable, and are what the reader is then scored on, which made-up ones are not.
-    A file without any has each question asked of another paragraph of its article, too.  AUROC: how often an unanswerable one has the larger margin.
+    A file without any has each question asked of another paragraph of its article, too, and both kinds weigh the same.
+    AUROC: how often an unanswerable one has the larger margin.
     """
     from distillation.questions.data import wrong_paragraphs
 
@@ -132,7 +133,7 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
     kind, asked = ("unanswerable", own) if own else ("wrong_paragraphs", wrong_paragraphs(examples, len(examples), seed))
     if asked:
         margins = predict(reader, asked, window_options, progress=True).margins
-        threshold, f1 = best_threshold(right.margins, overlap, margins)
+        threshold, f1 = best_threshold(right.margins, overlap, margins, share=len(own) / len(loaded) if own else 0.5)
         kept = right.margins <= threshold
         report |= {
             "no_answer_threshold": round(threshold, 4),
@@ -145,16 +146,16 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
     return report
 
 
-def best_threshold(answerable: NDArray[np.float32], f1: NDArray[np.float64], unanswerable: NDArray[np.float32]) -> tuple[float, float]:
+def best_threshold(answerable: NDArray[np.float32], f1: NDArray[np.float64], unanswerable: NDArray[np.float32], share: float) -> tuple[float, float]:
     """The margin threshold with the highest mean F1, and that F1 (0 to 1).
 
     A question is answered when its margin is at most the threshold: an answerable one then scores its F1 (N,), an unanswerable one 0; refused,
-    0 and 1.  Both kinds weigh the same, whatever their numbers.
+    0 and 1.  share: weight of all the unanswerable ones together, of 1.
     """
     margins = np.concatenate((answerable, unanswerable)).astype(np.float64)
-    gains = np.concatenate((f1 / len(f1), np.full(len(unanswerable), -1 / len(unanswerable)))) / 2  # of answering one question more
+    gains = np.concatenate(((1 - share) * f1 / len(f1), np.full(len(unanswerable), -share / len(unanswerable))))  # of answering one question more
     order = np.argsort(margins, kind="stable")
-    totals = 0.5 + np.concatenate(([0.0], np.cumsum(gains[order])))  # answering none: all unanswerable ones are right
+    totals = share + np.concatenate(([0.0], np.cumsum(gains[order])))  # answering none: all unanswerable ones are right
     last = np.append(margins[order][1:] > margins[order][:-1], True)  # equal margins are answered together
     allowed = np.flatnonzero(np.concatenate(([True], last)))
     best = int(allowed[totals[allowed].argmax()])

@@ -1,4 +1,4 @@
-"""Command lines of the verbs: one kind of parser for all."""
+"""Command lines of the verbs."""
 
 from __future__ import annotations
 

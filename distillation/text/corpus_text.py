@@ -197,6 +197,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _looks_like_path(text: str) -> bool:
+    text = text.partition("#")[0]
     return text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text.partition(":")[0]).suffix in (*COMPRESSIONS, ".txt", ".md", ".json")
 
 

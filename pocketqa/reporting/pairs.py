@@ -30,8 +30,8 @@ class Pair:
 
     def has(self, subject: Subject) -> bool:
         """Whether a model is of this pair; models of other roles are of every pair."""
-        digits = getattr(self, subject.role) if subject.role in ROLES else subject.sha256
-        return bool(digits) and subject.sha256.startswith(digits)
+        digits = str(getattr(self, subject.role)) if subject.role in ROLES else ""
+        return subject.role not in ROLES or (digits != "" and subject.sha256.startswith(digits))
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
@@ -42,9 +42,11 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         raise DataError(f"Expected a TOML file of pairs at {path}: {error}") from None
     entries = document.get("pairs", [])
     problems = [f"unknown entry {key!r}" for key in document if key != "pairs"]
+    if not isinstance(entries, list):
+        problems, entries = [*problems, "a pair is a table [[pairs]]"], []
     for number, entry in enumerate(entries, 1):
         problems += [f"pair {number}: unknown entry {key!r}" for key in entry if key not in (*ROLES, "note")]
-        wrong = [key for key in ROLES if key in entry and not DIGITS.fullmatch(str(entry[key]))]
+        wrong = [key for key in ROLES if key in entry and not (isinstance(entry[key], str) and DIGITS.fullmatch(entry[key]))]
         problems += [f"pair {number}: {key} must be 12 or more digits of a sha256, found {entry[key]!r}" for key in wrong]
     if problems:
         raise DataError(f"{path}: {'; '.join(problems)}.")
@@ -52,7 +54,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
 
 
 def of_pair(runs: Runs, pair: Pair) -> dict[str, RunFile]:
-    """All runs but the scores of another pair's teacher, student or control."""
+    """All runs but the scores of any other teacher, student or control."""
     return {name: run for name, run in runs.items() if run.kind not in SCORED or all(map(pair.has, run.subjects))}
 
 

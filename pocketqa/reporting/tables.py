@@ -113,7 +113,7 @@ def statements(found: Runs) -> list[str]:
         lines.append(_retention(student, teacher, of_same_weights(controls, teacher)))
     if by_role["teacher"] and not controls:
         models = ", ".join(dict.fromkeys(model_cell(run.subjects[0]) for run in by_role["teacher"]))
-        lines.append(f"No control was measured on the same questions in the same engine, so nothing is said about whether the {models} beats one.")
+        lines.append(f"No control of its pair was measured on the same questions in the same engine: whether the {models} beats one is not known.")
     return [f"- {line}" for line in lines]
 
 

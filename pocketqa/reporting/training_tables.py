@@ -93,18 +93,18 @@ def task_groups(runs: Runs) -> TaskGroups:
     Of a role that was fine-tuned from several models, the runs from the one that was measured last: their seeds are not those of the others.
     """
     found: TaskGroups = {}
-    for name, run in sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0])):
+    starts: dict[object, object] = {}
+    for name, run in sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0]), reverse=True):
         key = (str(run.results["task"]), tuple(item.sha256 for item in run.data), run.subjects[0].role)
-        group = found.setdefault(key, {})
-        if any(other.results.get("start") != run.results.get("start") for _, other in group.values()):
-            group.clear()
-        group[run.results["seed"]] = (name, run)
+        if starts.setdefault(key, run.results.get("start")) == run.results.get("start"):
+            found.setdefault(key, {}).setdefault(run.results["seed"], (name, run))
 
     def order(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
         task, data, role = key
         return SIX.index(task) if task in SIX else len(SIX), task, data, ROLES.index(role) if role in ROLES else 1, role
 
-    return {key: found[key] for key in sorted(found, key=order)}
+    by_seed = {key: dict(sorted(group.items(), key=lambda item: (item[0] is None, item[0] or 0))) for key, group in found.items()}
+    return {key: by_seed[key] for key in sorted(by_seed, key=order)}
 
 
 def _task_rows(groups: TaskGroups, task: str) -> list[tuple[str, ...]]:

@@ -121,7 +121,7 @@ def test_without_a_control_nothing_is_claimed(project):
     folder = project(evaluation("teacher", 80), evaluation("student", 70, "onnxruntime"))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert "No control was measured" in page and "beats" not in page.replace("beats one", "")
+    assert "No control of its pair was measured" in page and "beats" not in page.replace("beats one is", "")
     assert "retains" not in page  # the two were measured in different engines
     assert "| not measured |" in row(page, "student")
 
@@ -180,6 +180,8 @@ def test_models_are_compared_within_their_pair(project):
     [
         ('[[pairs]]\nteacher = "abc"\nreader = "x"\n', "unknown entry 'reader'.*teacher must be 12 or more digits of a sha256, found 'abc'"),
         ("[[pairs]", "Expected a TOML file of pairs"),
+        ('[pairs]\nteacher = "abc"\n', r"a pair is a table \[\[pairs\]\]"),
+        ("[[pairs]]\nteacher = 123456789012\n", "found 123456789012"),
     ],
 )
 def test_a_wrong_list_of_pairs_is_an_error(project, text, words):

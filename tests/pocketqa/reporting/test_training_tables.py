@@ -118,8 +118,8 @@ def test_seeds_of_another_start_are_not_mixed_in(tmp_path: Path) -> None:
         run: runs.RunFile = task_run("rte", "student", wrong, seed)
         return replace(run, results=run.results | {"start": start}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {start}")
 
-    earlier = [started(30, seed, "first", 1) for seed in range(4)]
-    text = page(tmp_path, *earlier, started(4, 0, "second", 2), started(6, 1, "second", 2))
+    earlier = [started(30, seed, "first", 2) for seed in range(4)]
+    text = page(tmp_path, started(4, 0, "second", 1), *earlier, started(6, 1, "second", 3))
     assert "| 2: 85.00 to 90.00 |" in text and "25.00" not in text
 
 
