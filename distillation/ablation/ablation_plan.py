@@ -289,6 +289,8 @@ def _problems(document: JSON, entries: object, reference: object) -> list[str]:
             problems.append(f"{where}: against must name a row, found {entry.get('against')!r}")
         if "paper_of" in entry and not any(other.get("name") == entry["paper_of"] and "paper" in other for other in entries):
             problems.append(f"{where}: paper_of must name a row that has an entry paper, found {entry['paper_of']!r}")
+        if "paper_of" in entry and "paper" in entry:
+            problems.append(f"{where}: paper and paper_of are two ways to say the same, found both")
     return problems
 
 

@@ -138,6 +138,7 @@ def test_layers_are_filled_in() -> None:
             "row 'taught': finetune is for one fine-tuning and stages for",
         ),
         (("teacher = true", 'paper_of = "tuned"'), "row 'taught': paper_of must name a row that has an entry paper, found 'tuned'"),
+        (("teacher = true", 'paper = 1.0\npaper_of = "tuned"'), "row 'taught': paper and paper_of are two ways to say the same, found both"),
         (("teacher = true", "stages = []"), r"row 'taught': stages must be lists of flags, found \[\]"),
         (("teacher = true", 'stages = ["--epochs"]'), "row 'taught': stages must be lists of flags"),
         (("teacher = true", 'start = "student"\ndistill = []'), "row 'taught': distill goes with a distillation, and start = 'student' has none"),
