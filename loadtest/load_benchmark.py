@@ -36,7 +36,6 @@ from loadtest.rate_search import LOWEST, START_RATE, Found, RateSearch, Seen, Te
 from loadtest.record import data_file, intervals_of, percentiles_of, search_of
 from loadtest.service_benchmark import BASELINES, MODELS, OURS, commands, load_of, own_cpu, running, say, subjects_of
 from pocketqa import runs
-from pocketqa.arguments import verb_parser
 from pocketqa.errors import MissingExtra, OptionsError
 
 STUDENT = "student"  # of the contestants, the one to which the others are compared
@@ -244,7 +243,9 @@ def _words(name: str, subjects: Sequence[runs.Subject]) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = verb_parser("pocketqa benchmark", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="pocketqa benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--workload", choices=("load",), required=True, help="this benchmark")
     parser.add_argument("--model", type=Path, default=MODELS / "student", metavar="DIR", help="the student that all serve (default: %(default)s)")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher beside it (default: models/teacher)")

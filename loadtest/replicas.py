@@ -39,7 +39,6 @@ from loadtest.record import data_file, served_models
 from loadtest.rounds import add_options, not_checked, run_rounds, split_cores
 from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
-from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 
 ONE, TWO = "one replica of two threads", "two replicas of one thread"
@@ -240,7 +239,9 @@ def _run(
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = verb_parser("python -m loadtest.replicas", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.replicas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_options(parser, f"{SHARE:g} of what one replica answers {USERS} users")
     given = parser.parse_args(argv)
     if given.rounds < 2:

@@ -33,7 +33,6 @@ from loadtest.questions import SAMPLES, Question, load_questions
 from loadtest.race import Row, points_of, rates_of, ratios_of, run_race
 from loadtest.record import data_file, served_models
 from pocketqa import runs
-from pocketqa.arguments import verb_parser
 from pocketqa.errors import MissingExtra, OptionsError
 
 OURS, PLAIN = "PocketQA", "A fp32"
@@ -254,7 +253,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise OptionsError(f"Expected --users as numbers above 0, such as 1,8,32; found {text}.")
         return sorted({int(part) for part in parts})
 
-    parser = verb_parser("pocketqa benchmark", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="pocketqa benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--workload", choices=("service",), required=True, help="this benchmark")
     parser.add_argument("--model", type=Path, default=MODELS / "student", metavar="DIR", help="the student that all serve (default: %(default)s)")
     parser.add_argument("--preset", choices=("paper",), help="a student of the paper's size from its configuration, with the vocabulary of --model")

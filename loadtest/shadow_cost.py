@@ -32,7 +32,6 @@ from loadtest.record import data_file, served_models
 from loadtest.rounds import add_options, not_checked, ratios_of, run_rounds, split_cores
 from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
-from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, PocketQAError
 
 WITHOUT, WITH = "without", "with the shadow"
@@ -178,7 +177,9 @@ def lines(results: Row) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = verb_parser("python -m loadtest.shadow_cost", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.shadow_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--shadow", type=float, default=0.05, metavar="SHARE", help="of the student's requests (default: %(default)g)")
     add_options(parser, f"{SHARE:g} of what one user gets")
     given = parser.parse_args(argv)

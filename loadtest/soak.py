@@ -28,7 +28,6 @@ import numpy as np
 from loadtest.closed_loop import READ_BYTES, TIMEOUT, ExchangeError, exchange, header, post
 from loadtest.processes import STOP_SECONDS, Server, Usage, python
 from loadtest.questions import Question, load_questions
-from pocketqa.arguments import verb_parser
 from pocketqa.errors import PocketQAError
 
 MEBIBYTE = 1 << 20
@@ -251,7 +250,9 @@ def end(server: Server) -> int | None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = verb_parser("python -m loadtest.soak", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--requests", type=int, default=100_000, help="how many (default: %(default)s)")
     parser.add_argument("--users", type=int, default=8, help="at once (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=50, help="of memory, files and threads on the way (default: %(default)s)")
