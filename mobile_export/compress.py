@@ -18,6 +18,7 @@ from mobile_export.compression.compress_text import summary
 from mobile_export.compression.quantisation import SPARSITY
 from mobile_export.targets import MIXED, NETWORK, PROGRAM, SCHEMES, TARGETS, check_scheme
 from pocketqa import runs, squad
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.results import compression_results
 from pocketqa.runtimes.cached import default_folder
@@ -259,12 +260,10 @@ def _check_bundle(bundle: Bundle, given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     takers = {s: " ".join(target.name for target in TARGETS.values() if s in target.forms and target.coreml) for s in SCHEMES}
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="pocketqa compress",
-        description="Make a smaller bundle from a float16 bundle by storing its weights in fewer bits. Reads the saved bundle only.",
-        epilog=EPILOG.format(**takers),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "pocketqa compress",
+        "Make a smaller bundle from a float16 bundle by storing its weights in fewer bits. Reads the saved bundle only.",
+        EPILOG.format(**takers),
     )
     schemes = [scheme for scheme in SCHEMES if scheme not in ("fp16", "fp32")]
     add = parser.add_argument

@@ -31,6 +31,7 @@ from mobile_export.targets import (
     find_target,
 )
 from pocketqa import runs
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.types import JSON, MAX_WINDOW_TOKENS
 
@@ -92,12 +93,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="pocketqa export",
-        description="Write a BERT, DistilBERT, TinyBERT or MobileBERT that answers questions as a bundle for an app. Works on Linux and macOS.",
-        epilog=EPILOG.format(targets="\n".join(map(_target_help, TARGETS.values()))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "pocketqa export",
+        "Write a BERT, DistilBERT, TinyBERT or MobileBERT that answers questions as a bundle for an app. Works on Linux and macOS.",
+        EPILOG.format(targets="\n".join(map(_target_help, TARGETS.values()))),
     )
     parser.add_argument(
         "checkpoint", help="model folder (config.json, model.safetensors, tokenizer.json or vocab.txt), or its name on the Hugging Face Hub"

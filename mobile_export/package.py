@@ -34,6 +34,7 @@ from mobile_export.checkpoint.tokenizer_files import write_tokenizer
 from mobile_export.formats.forms import add_options, run
 from mobile_export.formats.graph import DEFAULT_OPSET, OPSETS, export_graph
 from pocketqa import __version__, squad
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, MissingExtra, OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
@@ -165,9 +166,7 @@ def package(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="pocketqa package", description="Make the model folder that is served from a question-answering checkpoint."
-    )
+    parser = verb_parser("pocketqa package", "Make the model folder that is served from a question-answering checkpoint.")
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a BERT, DistilBERT or MobileBERT question-answering folder, or its name on the Hugging Face Hub"
     )

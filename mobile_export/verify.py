@@ -19,6 +19,7 @@ from mobile_export.verification.artefact import ENGINES, UNITS
 from mobile_export.verification.comparison import GATES
 from mobile_export.verification.verify_text import block, overview
 from pocketqa import runs, squad
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, VocabularyMismatch
 from pocketqa.runtimes.cached import default_folder
 from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
@@ -165,12 +166,10 @@ def _check(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     gates = ", ".join(f"{scheme} {limit:g}" for scheme, limit in GATES.items())
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="pocketqa verify",
-        description="Run exported bundles on any machine and compare them with the model they were made from.",
-        epilog=EPILOG.format(gates=gates),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "pocketqa verify",
+        "Run exported bundles on any machine and compare them with the model they were made from.",
+        EPILOG.format(gates=gates),
     )
     add = parser.add_argument
     add("bundles", nargs="+", metavar="BUNDLE", help="folder made by `pocketqa export` or `pocketqa compress`")

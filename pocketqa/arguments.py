@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 
 
-def verb_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose --help is a module's docstring.  Options are typed in full, so that another program that reads a command line reads it alike."""
-    return argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def verb_parser(prog: str, doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose --help keeps the lines of its texts.  Options are typed in full: other programs that read a command line then read it alike.
+
+    doc: what stands before the options, a module's docstring most often; epilog: what stands after them.
+    """
+    lines = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=prog, description=doc, epilog=epilog, formatter_class=lines, allow_abbrev=False)

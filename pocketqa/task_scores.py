@@ -111,11 +111,10 @@ def compare_means(first: Sequence[JSON], second: Sequence[JSON]) -> TaskComparis
     """The same for the mean of several tasks: each task's examples are resampled apart from the others'.  The tasks stand in one order in both."""
     if [one["task"] for one in first] != [one["task"] for one in second]:
         raise DataError("The means of different tasks cannot be compared.")
-    for ours, theirs in zip(first, second, strict=True):
-        _check_same(ours, theirs, ("first", "second"))
+    pairs = [_check_same(ours, theirs, ("first", "second")) for ours, theirs in zip(first, second, strict=True)]
     means = []
-    for results in (first, second):
-        resampled = [resampled_scores(per_example(one), seed=i) for i, one in enumerate(results)]
+    for results, values in zip((first, second), zip(*pairs, strict=True), strict=True):
+        resampled = [resampled_scores(value, seed=i) for i, value in enumerate(values)]
         means.append((sum(float(one["score"]) for one in results) / len(results), np.mean(resampled, axis=0)))
     return _compared(means[0][0], means[1][0], means[0][1], means[1][1], len(first))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mobile_export.timing.contestants import ENGINE_NAMES
 from mobile_export.timing.single_stream import MODES, OWN_MINIMUMS, Rules
+from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.runtimes import usable_cores
 
@@ -116,12 +117,10 @@ def check_run_file(path: str | None, count: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     modes = "\n".join(f"  {name:6} at least {rules.queries} queries and {rules.seconds:.0f} s" for name, rules in MODES.items())
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="pocketqa benchmark",
-        description="Bytes and latency of model folders and bundles, one question at a time.",
-        epilog=EPILOG.format(modes=modes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "pocketqa benchmark",
+        "Bytes and latency of model folders and bundles, one question at a time.",
+        EPILOG.format(modes=modes),
     )
     add = parser.add_argument
     add(

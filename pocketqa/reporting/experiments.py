@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pocketqa.errors import DataError
+from pocketqa.reporting.lists import read_list
 from pocketqa.reporting.tables import Runs, scores_cell, signed, table
 from pocketqa.runs import RunFile, compare
 from pocketqa.types import JSON
@@ -33,20 +33,16 @@ class Experiment:
 
 def read_experiments(path: Path) -> tuple[Experiment, ...]:
     """The rows of the file.  Raises DataError with all problems at once."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"Expected a TOML file of experiments at {path}: {error}") from None
-    entries = document.get("experiments", [])
-    problems = [f"unknown entry {key!r}" for key in document if key != "experiments"]
-    for number, entry in enumerate(entries, 1):
-        problems += [f"experiment {number}: {key} is missing" for key in KEYS if key not in entry]
-        problems += [f"experiment {number}: unknown entry {key!r}" for key in entry if key not in KEYS]
-        wrong = [key for key, kind in KEYS.items() if key in entry and not isinstance(entry[key], kind)]
-        problems += [f"experiment {number}: {key} must be {KEYS[key].__name__}, found {entry[key]!r}" for key in wrong]
-    if problems:
-        raise DataError(f"{path}: {'; '.join(problems)}.")
-    return tuple(Experiment(**entry) for entry in entries)
+    return tuple(Experiment(**entry) for entry in read_list(path, "experiments", "experiment", _problems))
+
+
+def _problems(entry: JSON) -> list[str]:
+    wrong = [key for key, kind in KEYS.items() if key in entry and not isinstance(entry[key], kind)]
+    return [
+        *(f"{key} is missing" for key in KEYS if key not in entry),
+        *(f"unknown entry {key!r}" for key in entry if key not in KEYS),
+        *(f"{key} must be {KEYS[key].__name__}, found {entry[key]!r}" for key in wrong),
+    ]
 
 
 def experiment_lines(experiments: Sequence[Experiment], runs: Runs, link: Link) -> list[str]:

@@ -6,14 +6,14 @@ A student may be compared with its own teacher and its own control alone, and pa
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketqa.errors import DataError
+from pocketqa.reporting.lists import read_list
 from pocketqa.reporting.tables import ROLES, Runs, model_cell, statements
 from pocketqa.runs import RunFile, Subject
+from pocketqa.types import JSON
 
 SCORED = ("evaluation", "verification")
 DIGITS = re.compile("[0-9a-f]{12,64}")
@@ -36,21 +36,15 @@ class Pair:
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
     """The pairs of the file, the last of which is the current one.  Raises DataError with all problems at once."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"Expected a TOML file of pairs at {path}: {error}") from None
-    entries = document.get("pairs", [])
-    problems = [f"unknown entry {key!r}" for key in document if key != "pairs"]
-    if not isinstance(entries, list):
-        problems, entries = [*problems, "a pair is a table [[pairs]]"], []
-    for number, entry in enumerate(entries, 1):
-        problems += [f"pair {number}: unknown entry {key!r}" for key in entry if key not in (*ROLES, "note")]
-        wrong = [key for key in ROLES if key in entry and not (isinstance(entry[key], str) and DIGITS.fullmatch(entry[key]))]
-        problems += [f"pair {number}: {key} must be 12 or more digits of a sha256, found {entry[key]!r}" for key in wrong]
-    if problems:
-        raise DataError(f"{path}: {'; '.join(problems)}.")
-    return tuple(Pair(**entry) for entry in entries)
+    return tuple(Pair(**entry) for entry in read_list(path, "pairs", "pair", _problems))
+
+
+def _problems(entry: JSON) -> list[str]:
+    wrong = [key for key in ROLES if key in entry and not (isinstance(entry[key], str) and DIGITS.fullmatch(entry[key]))]
+    return [
+        *(f"unknown entry {key!r}" for key in entry if key not in (*ROLES, "note")),
+        *(f"{key} must be 12 or more digits of a sha256, found {entry[key]!r}" for key in wrong),
+    ]
 
 
 def of_pair(runs: Runs, pair: Pair) -> dict[str, RunFile]:
