@@ -117,6 +117,9 @@ def _run(verb: str, arguments: list[str]) -> int:
         raise
     except PocketQAError as error:
         return _fail(verb, error)
+    except PermissionError as error:
+        who = "this user may not read or write it. Change its permissions, name another place, or run as its owner."
+        return _fail(verb, PocketQAError(f"{error.filename}: {error.strerror}; {who}"))
     except KeyboardInterrupt:
         print(f"\npocketqa {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,15 @@ def test_a_deliberate_error_is_one_line_and_status_2(monkeypatch: pytest.MonkeyP
     stand_in(monkeypatch, verb)
     assert command.main(["try"]) == 2
     assert capsys.readouterr().err == "pocketqa try: expected a list in 'data', found a number\n"
+
+
+def test_a_place_that_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(argv: list[str]) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "models/mine")  # as the system raises it
+
+    stand_in(monkeypatch, verb)
+    assert command.main(["try"]) == 2
+    assert capsys.readouterr().err.startswith("pocketqa try: models/mine: Permission denied; this user may not")
 
 
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

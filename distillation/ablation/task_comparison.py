@@ -45,12 +45,12 @@ def _finetune(argv: list[str]) -> int:
     return classify.main(argv)
 
 
-def _recipe_of(words: list[str]) -> object:
-    """The recipe as the verb reads it.  Raises TrainingError or exits as the verb would."""
+def _job_of(words: list[str]) -> object:
+    """The fine-tuning as the verb reads it, wherever it will stand.  Raises TrainingError or OptionsError, or exits, as the verb would."""
     from distillation import classify
 
     given = classify._parser().parse_args(words)
-    return classify._recipe(given, task_named(given.task), None)
+    return classify._job(given, task_named(given.task), None, given.out / "new")
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"finetune": _finetune}
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     _check(given)
     planned, left_out = choose(given.tasks, given.seeds, given.data, shlex.split(given.finetune_flags))
     works = make_works(planned, {"teacher": given.teacher, "student": given.student, "control": given.base}, given.out)
-    check_words(works, {"finetune": _recipe_of})
+    check_words(works, {"finetune": _job_of})
     _say_plan(planned, left_out, works)
     if given.dry_run:
         task_cost.say_times(works, {plan.task.name: plan.data for plan in planned}, _say)

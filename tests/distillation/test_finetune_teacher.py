@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling
 from distillation.models.teachers import reading_teachers
 from distillation.questions import question_losses
-from distillation.questions.data import NO_TARGET, NegativeOptions, to_batch, training_windows, unlabelled_windows
+from distillation.questions.data import NO_TARGET, NegativeOptions, TrainingBatch, to_batch, training_windows, unlabelled_windows
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.question_losses import loss_function
 from distillation.training import recipes
@@ -95,6 +96,29 @@ def test_tinybert_intermediate_then_prediction(tmp_path: Path, data: Path, teach
     assert set(second["losses"]) == {"loss", "loss_ce", "loss_squad"}
     assert second["losses"]["loss"] == pytest.approx(second["losses"]["loss_ce"], abs=1e-4)
     assert "development" in second
+
+
+def test_a_stopped_run_with_a_teacher_goes_on_bit_for_bit(tmp_path: Path, data: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tiny_distilbert(tmp_path / "start", hidden=16)
+    flags = ["--teacher", str(teacher), "--alpha-hidden", "1", "--batch-tokens", "200", "--dropout", "0.1", "--log-every", "0"]
+    straight = tune(start, data, tmp_path / "straight", *flags)
+    made: list[int] = []
+
+    def stops(*given: Any) -> TrainingBatch:
+        made.append(len(made))
+        if len(made) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return to_batch(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "to_batch", stops)
+        assert finetune.main([str(start), "--data", str(data), "--out", str(tmp_path / "resumed"), *SMALL, *flags]) == 143
+    assert 0 < json.loads((tmp_path / "resumed.run" / "state" / "progress.json").read_text())["step"] < straight["steps"]
+    resumed = tune(start, data, tmp_path / "resumed", *flags)
+    assert (resumed["losses"], resumed["tokens"]) == (straight["losses"], straight["tokens"])
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
 
 
 def test_patient(tmp_path: Path, data: Path, teacher: Path) -> None:

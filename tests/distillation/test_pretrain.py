@@ -131,12 +131,15 @@ def test_a_run_that_kept_another_text_apart_is_told_from_one_of_today(tmp_path: 
     assert same == [True, False, True]
 
 
-def test_a_stopped_run_goes_on_with_the_same_words_alone(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit_with_the_same_words_alone(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base(tmp_path / "base", vocabulary=VOCABULARY)
-    command = [str(base), "--layers", "4", "--corpus", str(text), "--out", str(tmp_path / "out"), "--tokens", "2000", *SMALL]
+    flags = ["--layers", "4", "--corpus", str(text), "--tokens", "4000", *SMALL, "--dropout", "0.1"]
+    assert pretrain.main([str(base), *flags, "--out", str(tmp_path / "straight")]) == 0
+    command = [str(base), *flags, "--out", str(tmp_path / "out")]
 
     def stops(corpus: Corpus, indices: Sequence[int], step: int, recipe: PretrainRecipe) -> MaskedBatch:
-        signal.raise_signal(signal.SIGTERM)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
         return masked_batch(corpus, indices, step, recipe)
 
     with monkeypatch.context() as patch:
@@ -153,6 +156,9 @@ def test_a_stopped_run_goes_on_with_the_same_words_alone(tmp_path: Path, text: P
         with pytest.raises(TrainingError, match="other data, options or starting weights"):
             pretrain.main(changed)
     assert pretrain.main(command) == 0
+    straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "out"))
+    assert straight.keys() == resumed.keys()
+    assert all((straight[name] == resumed[name]).all() for name in straight)
 
 
 def test_the_loss_is_the_librarys_at_the_masked_positions(tmp_path: Path, text: Path) -> None:
