@@ -60,7 +60,10 @@ NOTES = {
     "Not checked": "What no run could check.",
 }
 NO_RUNS = "There are no run files yet, so there is nothing to report: no number of this project has been published."
-EXPORTED = "As exported, each run from its saved bytes alone:"
+EXPORTED = (
+    "As exported, each run from its saved bytes alone. A gate passes where the loss of F1 is shown to be below the limit of its scheme: the"
+    " upper end of its interval is, which takes the more questions the smaller the limit."
+)
 PAGE = "index.html"
 CLAIMS = Path("claims.toml")
 EXPERIMENTS, PAIRS = "experiments.toml", "pairs.toml"
@@ -153,7 +156,7 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, lists: Lists | None
         ("Latency", mobile_tables.latency_lines(runs, link, brief)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),
-        ("Claims audited", claim_lines(lists.claims, of_current(runs, lists.pairs), brief)),
+        ("Claims audited", claim_lines(lists.claims, of_current(runs, lists.pairs), brief, lists.pairs[-1].note if lists.pairs else "")),
         ("Service", service_tables.service_lines(runs, link)),
         ("Load", load_tables.load_lines(runs, link)),
         ("Scale-out", replica_tables.replica_lines(runs, link)),
@@ -200,8 +203,9 @@ def readme_table(runs: tables.Runs, link: Link, pairs: Sequence[Pair] = ()) -> s
     if not found:
         return "SQuAD dev has not been measured yet: there are no run files for it."
     note = "SQuAD v1.1 dev, in percent with 95 % intervals; generated from run files by `pocketqa report`. More in [RESULTS.md](RESULTS.md)."
-    note += " Times are of whole questions of the project's own samples, asked one at a time."
-    times = mobile_tables.question_times(runs, link)
+    forms = {(s.sha256, s.engine, s.precision) for run in found.values() for s in run.subjects}
+    times = {form: said for form, said in mobile_tables.question_times(runs, link).items() if form in forms} or None
+    note += " Times are of whole questions of the project's own samples, asked one at a time." if times else ""
     return "\n".join(
         [note, "", *tables.evaluation_table(found, link, times), "", *tables.resampling(found), "", *pair_statements(found, pairs[-1:])]
     ).rstrip()

@@ -114,15 +114,15 @@ def _pass(runs: Runs, first: str, second: str) -> Lines:
     found: dict[str, tuple[str, str]] = {}
     passes = {name: run for name, run in of_kind(runs, "latency").items() if "whole_pass" in run.results}
     for name, run in sorted(passes.items(), key=lambda item: (not item[1].results.get("busy"), -item[1].results["threads"], item[1].created)):
+        weights = {f"{s.name}, {s.engine} {s.precision}": f"{s.name} `{s.sha256[:12]}`" for s in run.subjects}
         for label, ratio in run.results["whole_pass"]["ratios"].items():
             one, other = label.split(" / ")
             engine, threads = one.removeprefix(f"{first}, "), run.results["threads"]
             if (one, other) == (f"{first}, {engine}", f"{second}, {engine}"):
                 times = interval(Interval.from_json(ratio["total"]))
-                found[engine] = (
-                    f"{first} over {second}, one pass, {engine}, {threads} thread{'' if threads == 1 else 's'}: {times} times{_if_busy(run)}",
-                    name,
-                )
+                both = f"{weights.get(one, first)} over {weights.get(other, second)}"
+                said = f"{both}, one pass, {engine}, {threads} thread{'' if threads == 1 else 's'}: {times} times{_if_busy(run)}"
+                found[engine] = (said, name)
     yield from found.values()
 
 

@@ -130,8 +130,11 @@ RECIPES: dict[str, tuple[int, Callable[..., float]]] = {
 }
 
 
-def claim_lines(claims: Claims, runs: Runs, link: Link) -> list[str]:
-    """The section of RESULTS.md: what the verdicts mean, the table, notes, sources.  link: says in which run file a number of ours stands."""
+def claim_lines(claims: Claims, runs: Runs, link: Link, note: str = "") -> list[str]:
+    """The section of RESULTS.md: what the verdicts mean, the table, notes, sources.
+
+    link: says in which run file a number of ours stands; note: what there is to know of our pair.
+    """
     if not claims.rows:
         return []
     numbers = {row.claim: str(number) for number, row in enumerate((row for row in claims.rows if row.note), 1)}
@@ -139,7 +142,7 @@ def claim_lines(claims: Claims, runs: Runs, link: Link) -> list[str]:
     notes = [f"- ({number}) {row.note}" for row in claims.rows if (number := numbers.get(row.claim))]
     sources = [f"- {cite}: {seen}." for key, (cite, seen) in claims.sources.items() if any(_uses(row, key, claims) for row in claims.rows)]
     meanings = "; ".join(f"`{verdict}`: {meaning}" for verdict, meaning in VERDICTS.items())
-    said = f"The verdict is of the claim against the figures of its source, not against ours. {meanings}."
+    said = f"The verdict is of the claim against the figures of its source, not against ours. {meanings}.{f' Of our pair: {note}' if note else ''}"
     return [said, "", *table(HEAD, rows), "", *notes, "", "How the sources were read:", "", *sources]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pocketqa.reporting.tables import Runs, form_cell, interval, model_cell, questions_of, signed, table
+from pocketqa.reporting.tables import Runs, form_cell, interval, model_cell, questions_cell, questions_of, signed, table
 from pocketqa.runs import RunFile, compare
 from pocketqa.statistics import Interval
 
@@ -54,7 +54,7 @@ def _article_row(name: str, run: RunFile, own: Runs, link: Link) -> tuple[str, .
     ]
     against = signed(compare(run, same[-1]).f1) if same else "not measured on the same questions"
     scores = (interval(Interval.from_json(r["intervals"][key])) for key in ("exact_match", "f1"))
-    return (model_cell(subject), form_cell(subject), run.data[0].name, f"{r['count']:,}", *scores, against, f"{r['seconds']:,.0f}", link(name, run))
+    return (model_cell(subject), form_cell(subject), run.data[0].name, questions_cell(r), *scores, against, f"{r['seconds']:,.0f}", link(name, run))
 
 
 def _refusal_row(name: str, run: RunFile, link: Link) -> tuple[str, ...]:

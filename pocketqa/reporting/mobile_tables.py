@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, signed, table, timing_table
+from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, questions_cell, signed, table, timing_table
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
@@ -64,7 +64,7 @@ def verification_table(found: Runs, link: Link) -> list[str]:
                 model_cell(run.subjects[0]),
                 form(r),
                 *(megabytes(r["bytes"].get(key)) for key in ("package", "weights", "zipped")),
-                f"{r['count']:,}",
+                questions_cell(r),
                 *scores,
                 lost,
                 _same_spans(agreement),
@@ -221,7 +221,9 @@ def _psnr(agreement: JSON) -> str:
 
 
 def _gate(gate: JSON | None) -> str:
-    return "none" if gate is None else f"{'passed' if gate['passed'] else 'FAILED'}, limit {gate['limit']:g}"
+    if gate is None:
+        return "none"
+    return f"passed, limit {gate['limit']:g}" if gate["passed"] else f"NOT SHOWN: loss up to {gate['f1_loss']['high']:.2f}, limit {gate['limit']:g}"
 
 
 def _on_the_way(r: JSON) -> str:
@@ -236,7 +238,7 @@ def _latency_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
         stages = r["stages"].get(label, {})
         split = " + ".join(f"{stages[stage]['p50']:,.2f}" if stage in stages else "?" for stage in ("tokenise", "forward", "decode"))
         times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
-        yield (_contestant(run, label), _workload(r), device_text(r), _rules(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
+        yield (_contestant(run, label), _workload(r), device_text(r), rules_text(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
 
 
 def _ratio_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
@@ -289,7 +291,8 @@ def device_text(r: JSON) -> str:
     return f"{device['name']} ({device['kind']}), {device['os']}, compute unit {device['compute_unit']}{thermal}"
 
 
-def _rules(r: JSON) -> str:
+def rules_text(r: JSON) -> str:
+    """ "full, valid": the mode of a measurement of latency, whether its rules were kept, and whether the machine was busy."""
     rules = r.get("rules", {})
     flag = ", BUSY MACHINE" if r.get("busy") else ""
     return f"{r.get('mode', 'mode not said')}, {'valid' if rules.get('valid') else 'not valid'}{flag}"

@@ -64,7 +64,7 @@ def pair_statements(found: Runs, pairs: Sequence[Pair]) -> list[str]:
     lines: list[str] = []
     for pair in reversed(pairs):
         said = statements(of_pair(found, pair))
-        lines += [*said, *([f"- {pair.note}"] if said and pair.note else [])]
+        lines += [*([f"- {pair.note}"] if said and pair.note else []), *said]
     return lines
 
 
@@ -76,5 +76,6 @@ def earlier_weights(runs: Runs, pairs: Sequence[Pair]) -> list[str]:
         return []
     return [
         f"Measured with earlier weights, in rows that name them or whose run files do: {', '.join(earlier)}.",
-        "Their scores are not those of today's models; times and sizes, which do not depend on the values of weights, stand until measured again.",
+        "Their scores are not those of today's models;"
+        " times, and sizes where each weight is stored alike, do not depend on their values and stand until measured again.",
     ]

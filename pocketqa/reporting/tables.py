@@ -19,6 +19,7 @@ Runs = Mapping[str, RunFile]
 EVALUATION_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]", "F1 [95 %]", "F1 against PyTorch fp32", "measured")
 TIME_HEAD = "ms a question, p50 / p90"
 TRAINING_HEAD = ("run", "data", "questions", "steps", "tokens", "time", "last loss", "best EM / F1 on the development split", "measured")
+QUESTIONS = "questions"
 TIMING_HEAD = ("what", "model", "count", "mean", "p50", "p90", "p99", "unit", "measured")
 EXPORT_HEAD = ("model", "target", "precision", "package", "weights", "specification", "inputs", "outputs", "measured")
 
@@ -86,7 +87,7 @@ def evaluation_table(found: Runs, link: Callable[[str, RunFile], str], times: Ma
                 model_cell(subject),
                 form_cell(subject),
                 _data(run),
-                f"{results['count']:,}",
+                questions_cell(results),
                 interval(Interval.from_json(results["intervals"]["exact_match"])),
                 interval(Interval.from_json(results["intervals"]["f1"])),
                 "reference" if reference is run else difference,
@@ -97,10 +98,17 @@ def evaluation_table(found: Runs, link: Callable[[str, RunFile], str], times: Ma
     return table(EVALUATION_HEAD if times is None else (*EVALUATION_HEAD[:-1], TIME_HEAD, EVALUATION_HEAD[-1]), rows)
 
 
+def questions_cell(results: JSON) -> str:
+    """ "10,570 in 48 groups": how many questions, and of how many articles or passages where intervals resample those."""
+    unit = str(results["intervals"].get("resampled", QUESTIONS))
+    return f"{results['count']:,}" if unit == QUESTIONS else f"{results['count']:,} in {unit.removesuffix(f' of {QUESTIONS}')}"
+
+
 def resampling(found: Runs) -> list[str]:
     """What the intervals resample: questions, or whole groups of them (articles or passages), which are the wider for it."""
-    units = sorted({str(run.results["intervals"].get("resampled", "questions")) for run in found.values()})
-    return [f"Intervals resample {' or '.join(units)}."]
+    if all(run.results["intervals"].get("resampled", QUESTIONS) == QUESTIONS for run in found.values()):
+        return ["Intervals resample questions."]
+    return ["Intervals resample the groups that a row counts, articles or passages; those of fewer than 20 groups are too narrow."]
 
 
 def statements(found: Runs) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pocketqa.reporting.mobile_tables import Link, busy_lines, joined, megabytes, table_if_any
+from pocketqa.reporting.mobile_tables import Link, busy_lines, joined, megabytes, rules_text, table_if_any
 from pocketqa.reporting.tables import Runs, interval, of_kind, table
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
@@ -18,7 +18,7 @@ def zoo_lines(runs: Runs, link: Link) -> list[str]:
     parts: list[list[str]] = []
     for name, run in of_kind(runs, "latency").items():
         if "zoo" in run.results:
-            parts += [[f"{run.results['workload']}. {link(name, run)}"], *zoo_tables(run.results)]
+            parts += [[f"{run.results['workload']}; {rules_text(run.results)}. {link(name, run)}"], *zoo_tables(run.results)]
             parts.append(busy_lines(run))
     return joined(parts)
 

@@ -370,7 +370,14 @@ def test_evaluation_of_other_roles_comes_last():
 
 def test_verified_artefacts(project):
     reasons: JSON = {"hazards": ["a mask is infinite"], "non_finite": {"softmax s": 3}, "overflow": {"linear l": 1000, "add a": 2}}
-    loud = mobile_runs.verification("teacher", "ios18", "int4", gate={"limit": 0.6, "f1_loss": {}, "passed": False}, layout="ane", **reasons)
+    loud = mobile_runs.verification(
+        "teacher",
+        "ios18",
+        "int4",
+        gate={"limit": 0.6, "f1_loss": {"value": 0.2, "low": -0.1, "high": 0.75}, "passed": False},
+        layout="ane",
+        **reasons,
+    )
     alone = mobile_runs.verification(scheme="palette4", megabytes=12.04, right=29, agreement=None, gate=None)
     folder = project(mobile_runs.verification(), alone, loud)
     report.main([])
@@ -381,7 +388,9 @@ def test_verified_artefacts(project):
     assert "| -0.05 [-0.25, +0.05] | 97.50 % (1 differ, every one with a gap below 0.05) | 66.0 dB | passed, limit 0.3 | nothing | [verif" in fp16
     assert "`pocketqa squad-dev student ios16 fp16 standard`" in fp16
     assert "| not measured |  |  | none | nothing |" in row(page, "ios16, palette4")
-    assert "| FAILED, limit 0.6 | 1 hazards, 3 values not finite, 1,002 values beyond float16 |" in row(page, "ios18, layout ane, int4")
+    assert "| NOT SHOWN: loss up to 0.75, limit 0.6 | 1 hazards, 3 values not finite, 1,002 values beyond float16 |" in row(
+        page, "ios18, layout ane, int4"
+    )
     assert page.index("teacher `a") < page.index("ios16, fp16") < page.index("ios16, palette4")  # the larger package first
     assert report.main(["--check"]) == 0
 

@@ -206,6 +206,9 @@ def test_queries_of_times_and_counts() -> None:
     assert ask("pass", named(loud), first="teacher", second="student")[0].startswith(
         "teacher over student, one pass, x fp32, 1 thread: 1.60 [1.50, 1.70] times, on a busy machine ("
     )
+    subjects = [runs.Subject(role, role, sha256=digit * 64, engine="x", precision="fp32") for role, digit in (("teacher", "a"), ("student", "b"))]
+    weighed = replace(races[0], subjects=tuple(subjects))
+    assert ask("pass", named(weighed), first="teacher", second="student")[0].startswith(f"teacher `{'a' * 12}` over student `{'b' * 12}`, one pass")
     assert "2 threads: 9.00" in ask("pass", named(quiet, loud), first="teacher", second="student")[0]  # a quiet machine is worth more than one thread
     rows = [{"name": "big", "parameters": 4_000_000}, {"name": "small", "parameters": 3_000_000, "bytes": {"fp16": 6e6}, "speed_up": ratio}]
     zoo = named(made("latency", "zoo", {"workload": "zoo", "timings": {}, "zoo": [*rows, {"name": "quoted"}]}))
