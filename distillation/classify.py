@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from distillation.glue.classification import TASKS, Task, TaskBatch, TaskRow, task_named
 from distillation.glue.task_data import encode, make_plan, rows_hash, split_rows, to_batch
-from distillation.glue.task_evaluate import TaskScores, TaskSplit, score, summary, task_run
+from distillation.glue.task_evaluate import TaskScores, TaskSplit, Trained, score, summary, task_run
 from distillation.glue.task_losses import loss_function
 from distillation.glue.task_metrics import task_score
 from distillation.glue.task_model import kept_outputs, load_classifier, predict, predictions_of
@@ -45,7 +46,7 @@ from distillation.training.stage import Stage
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
-from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
+from pocketqa.runs import DataFile, RunFile, Subject, new_run, read, training_results
 from pocketqa.types import JSON
 
 
@@ -132,10 +133,12 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
         load_best(work, model)
         processes.wait()  # all have read it: the main one moves `work` when it finishes
         processes.say(f"taken: step {result.best_step}, {result.best_score:.2f} on {len(prepared.apart)} examples kept apart from the training data")
-    scored = None
+    scored, made = None, _summary(job, model, prepared, result)
     if examples_of and processes.is_main():
-        scored = score(model, tokenizer, task, examples_of, recipe.max_tokens, (recipe.seed, keeping.parent))
-    made = _summary(job, model, prepared, result, scored)
+        scored = score(model, tokenizer, task, examples_of, recipe.max_tokens, Trained.of(made, recipe.seed, made["start"]))
+        made["development"] = {"file": scored.data.name, "sha256": scored.data.sha256, **summary(scored.results)}
+        numbers = ", ".join(f"{metric} {value:.2f}" for metric, value in scored.results["metrics"].items())
+        processes.say(f"{scored.data.name}: score {scored.results['score']:.2f} ({numbers})")
     stage.finish(model, tokenizer_from=job.model, parent=made["start"], summary=made, seed=recipe.seed)
     if stage.run_file and processes.is_main():
         _write_runs(job, made, scored, command)
@@ -205,13 +208,14 @@ def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
 
 def _identity(job: TaskJob, prepared: Prepared) -> str:
     teacher = model_key(job.teacher) if job.teacher else None
-    parts = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
+    parts: list[object] = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
+    parts += [job.stage.keeping.evaluate_every] if prepared.apart else []  # which steps the best is chosen from
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: LoopResult, scored: TaskScores | None) -> JSON:
+def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: LoopResult) -> JSON:
     name, sha256 = source_name(job.data, job.task, job.task.splits[0])
-    made: JSON = {
+    return {
         "name": job.stage.name,
         "task": job.task.name,
         "start": weights_hash(job.model),
@@ -226,11 +230,6 @@ def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: L
         "losses": result.losses,
         "best_step": result.best_step,
     }
-    if scored:
-        made["development"] = {"file": scored.data.name, "sha256": scored.data.sha256, **summary(scored.results)}
-        numbers = ", ".join(f"{metric} {value:.2f}" for metric, value in scored.results["metrics"].items())
-        processes.say(f"{scored.data.name}: score {scored.results['score']:.2f} ({numbers})")
-    return made
 
 
 def _write_runs(job: TaskJob, made: JSON, scored: TaskScores | None, command: Sequence[str]) -> None:
@@ -276,7 +275,16 @@ def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path
             f"{out} was trained with other settings, data or models than this call has: {', '.join(other)}. Give another --out, or delete the folder."
         )
     processes.say(f"{out} is finished already")
+    if given.run_file and not _is_written(given.run_file, weights_hash(str(out))):
+        words = ("--task", task.name, "--data", given.dev or given.data, "--role", given.role or out.name, "--run-file", str(given.run_file))
+        processes.say(f"its score is not in {given.run_file}; write it with: pocketqa evaluate {shlex.join([str(out), *words])}")
     return made
+
+
+def _is_written(folder: Path, sha256: str) -> bool:
+    """Whether a run file of the folder has the score of these weights on a task."""
+    found = (read(path) for path in sorted(folder.glob("*.json")))
+    return any(run.kind == "classification" and run.subjects[0].sha256 == sha256 for run in found)
 
 
 def _check(given: argparse.Namespace) -> None:

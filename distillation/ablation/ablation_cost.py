@@ -6,10 +6,9 @@ since they are a few percent at these lengths.
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from distillation.ablation.ablation_plan import Common, LayerMaps, Plan, recipe_of, student_start
 from distillation.ablation.ablation_work import Work
@@ -19,7 +18,6 @@ from pocketqa.reporting.tables import duration
 from pocketqa.runs import read
 
 SHARE = 0.4  # of the rate of large products that trainings of small models reach here: a rough figure, corrected by the first finished run
-SIZE = 1024  # of the matrices of the probe
 LETTERS_PER_TOKEN = 4.3  # of English text in BERT's vocabulary
 FORWARD, TRAINED = 2, 6  # operations a weight and token
 
@@ -61,9 +59,11 @@ def say_times(plan: Plan, common: Common, maps: LayerMaps, say: Callable[[str], 
     """Print what each kind of work is expected to take, and all of it.  Students that are only cut out of the teacher take seconds."""
     left = [work for work in plan.works if not work.done and work.verb != "student"]
     known = [_like(plan, work) for work in left]
-    sizes, rate = (_sizes(common, maps), SHARE * matrix_rate()) if None in known else (None, 1.0)
+    sizes = _sizes(common, maps) if None in known else None
     times = [
-        Times(operations(work, sizes) / rate, known=False) if sizes and seconds is None else Times(seconds or 0.0, known=True)
+        Times(operations(work, sizes) / (SHARE * matrix_rate(_precision(work, common))), known=False)
+        if sizes and seconds is None
+        else Times(seconds or 0.0, known=True)
         for work, seconds in zip(left, known, strict=True)
     ]
     for verb in ("distill", "finetune", "evaluate", "final"):
@@ -95,6 +95,15 @@ def _kind(work: Work) -> tuple[object, ...]:
     if work.verb == "finetune":
         return work.verb, row.teacher, row.stages, work.stage
     return work.verb, row.start == "reader"
+
+
+def _precision(work: Work, common: Common) -> str:
+    """Of a work's arithmetic."""
+    from distillation.knowledge.distill_recipe import DistillRecipe
+    from distillation.questions.finetune_recipe import ReaderRecipe
+
+    kind = {"distill": DistillRecipe, "finetune": ReaderRecipe}.get(work.verb)
+    return recipe_of(kind, work.words).precision if kind else common.precision
 
 
 def operations(work: Work, sizes: Sizes) -> float:
@@ -138,16 +147,10 @@ def _tokens(path: str, limit: int | None = None) -> float:
     return sum(len(example.question) + len(example.context) for example in squad.load(path, limit)) / LETTERS_PER_TOKEN
 
 
-def matrix_rate() -> float:
-    """Operations a second of products of bf16 matrices on this machine."""
-    import torch
+@functools.cache
+def matrix_rate(precision: str) -> float:
+    """Operations a second of large matrix products on this machine, in a precision of a recipe."""
+    from distillation import speed
+    from distillation.training.loop import DTYPES
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a: Any = torch.rand(SIZE, SIZE, device=device).to(torch.bfloat16)
-    b = a.T.contiguous()
-    best = float("inf")
-    for _ in range(8):  # the first ones warm up
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the product
-        best = min(best, time.perf_counter() - began)
-    return 2 * SIZE**3 / best
+    return 1e12 * speed.matrix_rate(DTYPES[precision])

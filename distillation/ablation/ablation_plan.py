@@ -99,8 +99,9 @@ class Plan:
     left_out: tuple[str, ...] = ()  # names, with the reason
 
     def evaluation(self, row: str, seed: int, verb: str = "evaluate") -> Work:
-        """The evaluation of a row."""
-        return next(work for work in self.works if work.verb == verb and work.row.name == row and work.seed == seed)
+        """The evaluation of a row; of a model that is the same for every seed, the only one there is."""
+        mine = [work for work in self.works if work.verb == verb and work.row.name == row]
+        return next((work for work in mine if work.seed == seed), mine[0])
 
 
 def read_preset(name: str) -> tuple[Row, ...]:
@@ -161,7 +162,8 @@ def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: L
                 tuned = _finetunings(row, seed, start, common, sources)
                 works += tuned
                 start = Made(str(tuned[-1].leaves), tuned[-1].identity)
-            works.append(_evaluation(row, seed, start, common, sources))
+            if row.start != "reader" or seed == seeds[0]:  # a reader is one model, whatever the seed
+                works.append(_evaluation(row, seed, start, common, sources))
     if common.final:  # after everything else, so that nothing is chosen by it
         works += [_final(work, common, sources) for work in works if work.verb == "evaluate"]
     return Plan(tuple(rows), tuple(works), (*left_out, *(f"{name} (the layers that are taken anyway)" for name in same)))
@@ -171,11 +173,16 @@ def finetune_flags(row: Row, common: Common) -> tuple[tuple[str, ...], ...]:
     """The flags of each fine-tuning of a row, those of all rows first.
 
     Stages share the epochs of one fine-tuning evenly and have its windows and batches, whatever their recipes say, so that all rows take as many
-    steps, but for rounding.  What a stage's own flags say counts.
+    steps.  What a stage's own flags say counts.  Raises OptionsError where the stages would not get whole passes: all stages would see the same part.
     """
     if not row.stages:
         return ((*common.finetune_flags, *row.finetune),)
     one = recipe_of(ReaderRecipe, common.finetune_flags)
+    if one.epochs % len(row.stages):
+        raise OptionsError(
+            f"The row {row.name} divides {one.epochs:g} epochs among {len(row.stages)} stages, which would all see the same part of the questions. "
+            f"Expected a multiple of {len(row.stages)}; --data FILE@SHARE takes a share of the questions."
+        )
     counts = {name: getattr(one, name) for name in COUNTED} | {"epochs": one.epochs / len(row.stages)}
     words = [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return tuple((*common.finetune_flags, *words, *stage) for stage in row.stages)

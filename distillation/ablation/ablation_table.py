@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distillation.ablation.ablation_plan import Common, Plan
+from distillation.ablation.ablation_plan import Common, Plan, finetune_flags, recipe_of
 from distillation.ablation.ablation_work import Row
+from distillation.knowledge.distill_recipe import DistillRecipe
+from distillation.questions.finetune_recipe import ReaderRecipe
+from distillation.training.recipes import Recipe
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, mean_ratio, new_run, per_question, read
 from pocketqa.types import JSON
@@ -19,15 +22,17 @@ PAPER = (
     "The paper's differences (Sanh et al. 2019, table 4) are of the mean over the nine tasks of GLUE; ours are of F1 on questions after fine-tuning. "
     "Signs and order compare, sizes do not."
 )
-STAGES = "A row that is fine-tuned in stages divides the epochs of the others among them: all rows take as many steps, but for rounding."
+STAGES = "A row that is fine-tuned in stages divides the epochs of the others among them: all rows take as many steps of fine-tuning."
+NOT_BEATEN = "What rows keep of the teacher's F1 is not quoted, since it is not shown to beat the row that the others are compared with."
 
 
 def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequence[str], verb: str, preset: str) -> RunFile:
     """The run file of a finished ablation.  verb: "evaluate" or "final".  Raises DataError where evaluations are of different questions."""
     evaluations = {row.name: [read(plan.evaluation(row.name, seed, verb).leaves) for seed in seeds] for row in plan.rows}
-    reader = next((row.name for row in plan.rows if row.start == "reader"), None)
-    rows = [_row(row, evaluations, seeds, reader) for row in plan.rows]
     reference = next(row.name for row in plan.rows if row.against is None)
+    reader = next((row.name for row in plan.rows if row.start == "reader"), None)
+    beaten = reader is not None and _difference(evaluations[reader], evaluations[reference])["low"] > 0
+    rows = [_row(row, evaluations, seeds, reader if beaten else None) for row in plan.rows]
     first = evaluations[reference][0]
     count, data = first.results["count"], first.data[0]
     unit = first.results["intervals"]["resampled"]
@@ -38,7 +43,9 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
         f"Intervals resample {unit}; the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, "
         "which stands beside them.",
         f"Each distillation saw {common.tokens:,} tokens of text; the paper's saw three passes over a far larger corpus.",
+        *_settings(plan, common),
         *([STAGES] if any(row.stages for row in plan.rows) else []),
+        *([NOT_BEATEN] if reader is not None and not beaten else []),
     ]
     extra: JSON = {
         "data": {"name": data.name, "split": data.split, "count": count},  # what the scores are of
@@ -51,6 +58,24 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
     files = [DataFile(data.name, data.sha256, count, data.split)]
     name = f"ablation {preset} {'development' if verb == 'evaluate' else 'squad-dev'}"
     return new_run("ablation", name, subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
+
+
+def _settings(plan: Plan, common: Common) -> list[str]:
+    """A sentence for all rows that were trained with the same settings: what differs is not the method alone."""
+    said: dict[str, list[str]] = {}
+    for row in plan.rows:
+        text = [recipe_of(DistillRecipe, (*common.distill_flags, *row.distill))] if row.start is None else []
+        questions = [recipe_of(ReaderRecipe, flags) for flags in finetune_flags(row, common)] if row.start != "reader" else []
+        words = [f"{where}: {_recipe(recipe)}" for where, found in (("text", text), ("questions", questions)) for recipe in found]
+        if words:
+            said.setdefault("; ".join(words), []).append(row.name)
+    return [f"Trained with {words} ({', '.join(names)})." for words, names in said.items()]
+
+
+def _recipe(recipe: Recipe) -> str:
+    tokens = recipe.batch_tokens * recipe.accumulation
+    dropout = f"dropout {recipe.dropout:g} (attention {recipe.attention_dropout:g})"
+    return f"learning rate {recipe.learning_rate:g}, {tokens:,} tokens a step, {dropout}, {recipe.precision}"
 
 
 def _row(row: Row, evaluations: dict[str, list[RunFile]], seeds: Sequence[int], reader: str | None) -> JSON:

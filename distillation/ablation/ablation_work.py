@@ -15,6 +15,9 @@ from pocketqa.errors import OptionsError, PocketQAError, TrainingError
 from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.writes import write_atomic
 
+# What a plan says to the verbs it runs, so that no other flags may.
+OWNED = frozenset(("--corpus", "--data", "--name", "--out", "--role", "--run-file", "--seed", "--seeds", "--task", "--tokens"))
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -30,6 +33,11 @@ class Row:
     paper_of: str | None = None  # the row whose points these are: what the paper left out there can be read in two ways
     start: str | None = None  # not distilled: "base" and "student" (the teacher's layers) are fine-tuned, "reader" is taken as it is
     stages: tuple[tuple[str, ...], ...] = ()  # flags of several fine-tunings, one after the other, in place of `finetune`
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All that it passes on."""
+        return (*self.distill, *self.finetune, *(word for stage in self.stages for word in stage))
 
     @property
     def needs(self) -> set[str]:
@@ -73,6 +81,12 @@ class Work:
         """Note with what it is begun."""
         self.note.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
+
+
+def check_owned(flags: Sequence[str]) -> None:
+    """Raise OptionsError for flags that every work is given by its plan, and which would count in their place."""
+    if found := sorted({word.partition("=")[0] for word in flags} & OWNED):
+        raise OptionsError(f"The ablation cannot be run: it sets {', '.join(found)} itself. Leave this out of the flags that are passed on.")
 
 
 def check_words(works: Sequence[Work], parsers: Mapping[str, Callable[[list[str]], object]]) -> None:

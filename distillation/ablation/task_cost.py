@@ -22,8 +22,7 @@ def say_times(works: Sequence[Work], data: Mapping[str, str], say: Callable[[str
     known = {_cell(work): seconds for work in works if work.done and (seconds := _seconds(work)) is not None}
     left = [work for work in works if not work.done]
     counted = [work for work in left if _cell(work) not in known]
-    rate = SHARE * matrix_rate() if counted else 1.0
-    times = [known[_cell(work)] if _cell(work) in known else operations(work, data[_task(work)]) / rate for work in left]
+    times = [known[_cell(work)] if _cell(work) in known else _counted(work, data[_task(work)]) for work in left]
     for task in dict.fromkeys(map(_task, left)):
         mine = [seconds for work, seconds in zip(left, times, strict=True) if _task(work) == task]
         say(f"{len(mine)} on {task_named(task).title}: {duration(sum(mine))}")
@@ -32,20 +31,29 @@ def say_times(works: Sequence[Work], data: Mapping[str, str], say: Callable[[str
         say(f"estimates: operations over {SHARE:.0%} of the rate of large matrix products measured now; a finished one of each kind replaces them")
 
 
+def _counted(work: Work, data: str) -> float:
+    return operations(work, data) / (SHARE * matrix_rate(_recipe(work).precision))
+
+
 def operations(work: Work, data: str) -> float:
     """Operations of a fine-tuning and of the score after it."""
     from distillation.models import modeling
 
-    task = task_named(_task(work))
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipes.add_flags(parser, TaskRecipe)
-    flags = parser.parse_known_args(list(work.words))[0]
-    recipe = recipes.from_arguments(argparse.Namespace(**{**vars(flags), "recipe": flags.recipe or task.recipe}), TaskRecipe)
+    task, recipe = task_named(_task(work)), _recipe(work)
     config = modeling.load_config(work.words[0])
     wide, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
     weights = modeling.depth(config) * (4 * wide**2 + 2 * wide * inner)
     train, dev = (_tokens(data, task.name, split, recipe.max_tokens) for split in task.splits)
     return weights * (recipe.epochs * TRAINED * train + FORWARD * dev)
+
+
+def _recipe(work: Work) -> TaskRecipe:
+    """As the verb resolves it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipes.add_flags(parser, TaskRecipe)
+    flags = parser.parse_known_args(list(work.words))[0]
+    named = flags.recipe or task_named(_task(work)).recipe
+    return recipes.from_arguments(argparse.Namespace(**{**vars(flags), "recipe": named}), TaskRecipe)
 
 
 @functools.cache  # of every model and seed the same

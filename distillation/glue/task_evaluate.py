@@ -8,6 +8,8 @@ pocketqa evaluate OUT --task mnli --data dev_mismatched.tsv --json
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -38,6 +40,23 @@ class TaskSplit:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """How a checkpoint was trained, as far as that is known: what its scores may be put beside those of other seeds by."""
+
+    seed: int | None = None
+    start: str | None = None  # sha256 of the weights it started from
+    teacher: str | None = None  # of its teacher
+    settings: str | None = None  # hash of data and recipe, but for the seed
+
+    @classmethod
+    def of(cls, config: JSON, seed: int | None, start: str | None) -> Trained:
+        """From what the manifest of a checkpoint says of its training."""
+        recipe = {name: value for name, value in config.get("recipe", {}).items() if name != "seed"}
+        parts = [recipe, config.get("evaluate_every"), [source.get("sha256") for source in config.get("data", [])]]
+        return cls(seed, start, config.get("teacher"), hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
 class TaskScores:
     """What a model scores on a split: results of kind "classification", and the data they are of."""
 
@@ -59,7 +78,7 @@ def main(argv: list[str]) -> int:
     manifest = folder.read_manifest() if folder.manifest.is_file() else None
     model = load_classifier(given.model, task, new_head=False)
     tokenizer = AutoTokenizer.from_pretrained(given.model, use_fast=True)
-    trained = (manifest.seed, manifest.parent) if manifest else (None, None)
+    trained = Trained.of(manifest.config, manifest.seed, manifest.parent) if manifest else Trained()
     scored = score(model, tokenizer, task, examples_of, given.max_tokens or _trained_tokens(manifest), trained)
     name = manifest.name if manifest else folder.path.name
     document = {"model": name, "data": scored.data.name, **summary(scored.results)}
@@ -70,13 +89,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def score(
-    model: PreTrainedModel, tokenizer: Any, task: Task, examples_of: TaskSplit, max_tokens: int, trained: tuple[int | None, str | None]
-) -> TaskScores:
-    """Official metrics of a model in memory, in float32.
-
-    tokenizer: of transformers; trained: the seed of its training and sha256 of the weights it started from, where they are known.
-    """
+def score(model: PreTrainedModel, tokenizer: Any, task: Task, examples_of: TaskSplit, max_tokens: int, trained: Trained) -> TaskScores:
+    """Official metrics of a model in memory, in float32.  tokenizer: of transformers."""
     from distillation.glue.task_data import encode
     from distillation.glue.task_metrics import task_metrics
     from distillation.glue.task_model import predict, predictions_of
@@ -93,9 +107,9 @@ def score(
         "cut": cut,  # examples that lost tokens
         "seconds": round(seconds, 1),
         "limit": examples_of.limit,
-        "start": trained[1],
+        **{name: value for name, value in dataclasses.asdict(trained).items() if name != "seed"},
     }
-    results = classification_results(task.name, task_metrics(task, said, right), said, right, seed=trained[0], extra=extra)
+    results = classification_results(task.name, task_metrics(task, said, right), said, right, seed=trained.seed, extra=extra)
     name, sha256 = source_name(examples_of.source, task, examples_of.split)
     return TaskScores(results, DataFile(name, sha256, len(examples), "other"))
 

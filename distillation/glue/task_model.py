@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from distillation.glue.classification import Task, TaskBatch, TaskRow
+from distillation.glue.classification import Task, TaskBatch, TaskRow, task_named
 from distillation.glue.task_data import to_batch
 from distillation.models import modeling
 from distillation.training import processes
-from pocketqa.errors import TrainingError
+from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.folders import SHORT_HASH
 from pocketqa.writes import write_atomic
 
@@ -39,12 +39,14 @@ def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[s
     not trained on this task is refused with the command that trains it.  overrides: configuration values to set, such as dropout rates.
     """
     config = modeling.load_config(source)
-    learnt = getattr(config, "finetuning_task", None)
+    learnt = _learnt(config)
     if not new_head and (learnt != task.name or config.num_labels != task.outputs):
         raise TrainingError(
             f"Expected a checkpoint trained on {task.title}, found one of {learnt or 'no task of classification'} in {source}. "
             f"Train one with: pocketqa finetune {source} --task {task.name} --data DIR --out OUT"
         )
+    if learnt == task.name:
+        _check_classes(source, config, task)
     for key, value in (_labels(task) | overrides).items():
         setattr(config, key, value)
     told = logging.get_verbosity()
@@ -61,13 +63,34 @@ def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[s
         )
     if not new_head and drawn:
         raise TrainingError(f"{source} lacks {drawn[0]!r}, a weight of its own head. Train it again with: pocketqa finetune --task {task.name}")
-    if learnt not in (None, task.name) and not mismatched:  # as many classes, but others
-        head = cast(nn.Linear, model.classifier)
-        nn.init.normal_(head.weight, std=config.initializer_range)
-        nn.init.zeros_(head.bias)
-        drawn += ["classifier.bias", "classifier.weight"]
+    for name in ("pre_classifier", "classifier") if learnt != task.name else ():
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear) and f"{name}.weight" not in drawn:  # as many classes, but others
+            nn.init.normal_(head.weight, std=config.initializer_range)
+            nn.init.zeros_(head.bias)
+            drawn += [f"{name}.bias", f"{name}.weight"]
     _say_heads(source, report["unexpected_keys"], drawn, say)
     return model
+
+
+def _learnt(config: Any) -> str | None:
+    """The task that a checkpoint says it was trained on, by our name where it is one of ours."""
+    said = getattr(config, "finetuning_task", None)
+    try:
+        return None if said is None else task_named(str(said)).name
+    except OptionsError:
+        return str(said)
+
+
+def _check_classes(source: str, config: Any, task: Task) -> None:
+    """Raise TrainingError where a checkpoint has the classes of a task in another order.  Names of its own, such as LABEL_0, are not compared."""
+    said = [str(name).lower() for _, name in sorted((int(at), name) for at, name in (config.id2label or {}).items())]
+    ours = [name.lower() for name in task.classes]
+    if said != ours and sorted(said) == sorted(ours):
+        raise TrainingError(
+            f"{source} has the classes of {task.title} as {', '.join(said)}; expected {', '.join(ours)}, as in the data. "
+            "Reorder the rows of its classifier and id2label, or train it again."
+        )
 
 
 def outputs_of(model: nn.Module, batch: TaskBatch) -> Tensor:

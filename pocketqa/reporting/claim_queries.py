@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pocketqa.reporting import tables
 from pocketqa.reporting.tables import Runs, interval, of_kind, percent, signed
-from pocketqa.reporting.training_tables import Group, median_run, six_of, task_groups
+from pocketqa.reporting.training_tables import NOT_BEATEN, Group, TaskGroups, beats_control, mean_beats_control, median_run, six_of, task_groups
 from pocketqa.runs import RunFile, compare, compare_tasks
 from pocketqa.statistics import Interval
 from pocketqa.task_scores import TaskComparison, compare_means, mean_of_tasks
@@ -77,29 +77,34 @@ def _on_squad(runs: Runs) -> Runs:
 
 
 def _task_retention(runs: Runs, task: str, first: str, second: str) -> Lines:
-    for outcome, name in _task_pairs(runs, task, first, second):
-        if outcome.retention:
+    groups = task_groups(runs)
+    for outcome, name, data in _task_pairs(groups, task, first, second):
+        if not beats_control(groups[task, data, second], groups.get((task, data, "control"))):
+            yield f"{first}: {NOT_BEATEN}", name
+        elif outcome.retention:
             yield f"{first}: {percent(outcome.retention)} of the {second}'s score, median seeds, {outcome.count:,} examples", name
 
 
 def _task_difference(runs: Runs, task: str, first: str, second: str) -> Lines:
-    for outcome, name in _task_pairs(runs, task, first, second):
+    for outcome, name, _ in _task_pairs(task_groups(runs), task, first, second):
         yield f"{first} less {second}: {signed(outcome.difference)} points, median seeds, {outcome.count:,} examples", name
 
 
-def _task_pairs(runs: Runs, task: str, first: str, second: str) -> Iterator[tuple[TaskComparison, str]]:
-    groups = task_groups(runs)
+def _task_pairs(groups: TaskGroups, task: str, first: str, second: str) -> Iterator[tuple[TaskComparison, str, tuple[str, ...]]]:
+    """Comparisons of the median runs of two roles on a task, each with the first one's run file and the hashes of the data."""
     for (found, data, role), group in groups.items():
         if found == task and role == first and (others := groups.get((task, data, second))):
             ours, theirs = median_run(group), median_run(others)
-            yield compare_tasks(ours.results, theirs.results, (ours.name, theirs.name)), _name(group, ours)
+            yield compare_tasks(ours.results, theirs.results, (ours.name, theirs.name)), _name(group, ours), data
 
 
 def _mean_retention(runs: Runs, first: str, second: str) -> Lines:
     whole = six_of(task_groups(runs))
     if first in whole and second in whole:
         outcome = compare_means(whole[first], whole[second])
-        if outcome.retention:
+        if not mean_beats_control(whole):
+            yield f"{first}: {NOT_BEATEN}, mean of six tasks (see Classification)", ""
+        elif outcome.retention:
             yield f"{first}: {percent(outcome.retention)} of the {second}'s mean of six tasks, median seeds (see Classification)", ""
 
 

@@ -5,7 +5,7 @@ Legend: a "row" is one cell text per column; every row or table ends with where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
 from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, percent, signed, table, training_table
@@ -34,11 +34,13 @@ ABLATION_HEAD = ("row", "EM", "F1", "against", "difference of F1 [95 %]", "by se
 RETENTION_HEAD = "percent of the teacher's F1 [95 %]"
 SPEED_HEAD = ("step", "tokens a second", "times the row before [95 %]")
 TEXT_STAGES = {"pretrain": "Masked-language modelling:", "distill": "Distillation on text:"}
+NOT_BEATEN = "not quoted: the teacher is not shown to beat the control"
 TASK_NOTES = (
     "Scores are in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC and QQP, that of Pearson and Spearman correlation",
     "for STS-B, accuracy for the others. Of several seeds the run with the median score is shown (of an even number the lower of the middle two);",
     "intervals resample examples and hold for that run, so they do not cover the spread between seeds. A percentage of the teacher's score is the",
-    "retention. A mean of six tasks is not the GLUE score, which is of nine tasks and of hidden labels.",
+    "retention, quoted where the teacher is shown to beat the control. A mean of six tasks is not the GLUE score, which is of nine tasks and of",
+    "hidden labels.",
 )
 
 
@@ -90,13 +92,18 @@ def task_lines(runs: Runs, link: Link) -> list[str]:
 def task_groups(runs: Runs) -> TaskGroups:
     """The last run of each seed, by task, data and role; tasks in the order of SIX, then the others; teacher and student before the control.
 
-    Of a role that was fine-tuned from several models, the runs from the one that was measured last: their seeds are not those of the others.
+    Of a role that was trained in several ways (from other weights, with another teacher, recipe or data), the runs of the way that was measured last:
+    the seeds of one are not those of another.  Samples give way to whole data.
     """
     found: TaskGroups = {}
-    starts: dict[object, object] = {}
-    for name, run in sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0]), reverse=True):
-        key = (str(run.results["task"]), tuple(item.sha256 for item in run.data), run.subjects[0].role)
-        if starts.setdefault(key, run.results.get("start")) == run.results.get("start"):
+    ways: dict[object, object] = {}
+    ordered = sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0]), reverse=True)
+    whole: dict[object, int] = {}
+    for _, run in ordered:
+        whole[_examples(run)] = max(run.results["count"], whole.get(_examples(run), 0))
+    for name, run in ordered:
+        key = (*_examples(run), run.subjects[0].role)
+        if run.results["count"] == whole[_examples(run)] and ways.setdefault(key, _way(run)) == _way(run):
             found.setdefault(key, {}).setdefault(run.results["seed"], (name, run))
 
     def order(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
@@ -107,6 +114,16 @@ def task_groups(runs: Runs) -> TaskGroups:
     return {key: by_seed[key] for key in sorted(by_seed, key=order)}
 
 
+def _examples(run: RunFile) -> tuple[str, tuple[str, ...]]:
+    """The task and its data."""
+    return str(run.results["task"]), tuple(item.sha256 for item in run.data)
+
+
+def _way(run: RunFile) -> tuple[object, ...]:
+    """How a model of a task was trained, but for the seed."""
+    return tuple(run.results.get(key) for key in ("start", "teacher", "settings"))
+
+
 def _task_rows(groups: TaskGroups, task: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for (name, data, role), group in groups.items():
@@ -115,19 +132,29 @@ def _task_rows(groups: TaskGroups, task: str) -> list[tuple[str, ...]]:
         run = median_run(group)
         teacher, control = (groups.get((task, data, other)) for other in ("teacher", "control"))
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in run.results["metrics"].items())
-        against = _difference(run, control) if role not in ("teacher", "control") else ""
-        kept = _kept(run, teacher) if role != "teacher" else ""
+        against = _difference(run, control) if role != "control" else ""
+        kept = _kept(run, teacher, control) if role != "teacher" else ""
         rows.append((run.results["title"], f"{run.results['count']:,}", role, _score(run), metrics, _seeds(group), against, kept))
     return rows
 
 
 def six_of(groups: TaskGroups) -> dict[str, list[JSON]]:
-    """The results of the median seeds of all six tasks, in their order, of each role that has them."""
+    """The results of the median seeds of all six tasks, in their order, of each role that has them: all from the same weights, and all with
+    a teacher or all without.  Of a task with several data sets, those that were measured last.
+    """
+    last = {
+        task: max((max(run.created for _, run in group.values()), data) for (name, data, _), group in groups.items() if name == task)
+        for task, _, _ in groups
+    }
     by_role: dict[str, dict[str, JSON]] = {}
-    for (task, _, role), group in groups.items():
-        if task in SIX:
+    for (task, data, role), group in groups.items():
+        if task in SIX and data == last[task][1]:
             by_role.setdefault(role, {})[task] = median_run(group).results
-    return {role: [found[task] for task in SIX] for role, found in by_role.items() if len(found) == len(SIX)}
+    return {role: [found[task] for task in SIX] for role, found in by_role.items() if len(found) == len(SIX) and _are_of_one_model(found.values())}
+
+
+def _are_of_one_model(results: Iterable[JSON]) -> bool:
+    return len({(one.get("start"), one.get("teacher") is None) for one in results}) == 1
 
 
 def _mean_rows(groups: TaskGroups) -> list[tuple[str, ...]]:
@@ -136,10 +163,10 @@ def _mean_rows(groups: TaskGroups) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for role, results in whole.items():
         against = kept = ""
-        if role not in ("teacher", "control") and "control" in whole:
+        if role != "control" and "control" in whole:
             against = signed(compare_means(results, whole["control"]).difference)
         if role != "teacher" and "teacher" in whole:
-            kept = _retention(compare_means(results, whole["teacher"]))
+            kept = _retention(compare_means(results, whole["teacher"]), mean_beats_control(whole))
         rows.append(("mean of six", "", role, interval(mean_of_tasks(results)), "", "", against, kept))
     return rows
 
@@ -167,17 +194,30 @@ def _difference(run: RunFile, control: Group | None) -> str:
     return signed(_against(run, median_run(control)).difference) if control else "not measured"
 
 
-def _kept(run: RunFile, teacher: Group | None) -> str:
-    return _retention(_against(run, median_run(teacher))) if teacher else "not measured"
+def _kept(run: RunFile, teacher: Group | None, control: Group | None) -> str:
+    return _retention(_against(run, median_run(teacher)), beats_control(teacher, control)) if teacher else "not measured"
+
+
+def beats_control(teacher: Group, control: Group | None) -> bool:
+    """Whether the teacher's median run is shown to be better than the control's: else there is nothing of its own that could be retained."""
+    return control is not None and _against(median_run(teacher), median_run(control)).difference.low > 0
+
+
+def mean_beats_control(whole: Mapping[str, Sequence[JSON]]) -> bool:
+    """The same of the means of six tasks."""
+    return "control" in whole and compare_means(whole["teacher"], whole["control"]).difference.low > 0
 
 
 def _against(first: RunFile, second: RunFile) -> TaskComparison:
     return compare_tasks(first.results, second.results, (first.name, second.name))
 
 
-def _retention(outcome: TaskComparison) -> str:
+def _retention(outcome: TaskComparison, beaten: bool) -> str:
+    """beaten: whether the teacher is shown to beat the control."""
+    if not beaten:
+        return NOT_BEATEN
     if outcome.retention is None:
-        return "none: the teacher's score is not shown to be above 0"
+        return "no interval: in some resample the teacher's score is not above 0"
     return _without_unit(outcome.retention)
 
 

@@ -84,7 +84,7 @@ def test_a_comparison_leaves_run_files_and_goes_on(
     places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(task_cost, "matrix_rate", lambda: 1e9)
+    monkeypatch.setattr(task_cost, "matrix_rate", lambda precision: 1e9)
     assert ablate.main([*command(places, out), "--dry-run"]) == 0
     planned = capsys.readouterr().err
     assert "18 fine-tunings of teacher, student, control on 2 tasks, 0 of them finished already" in planned
@@ -145,6 +145,8 @@ def test_bad_calls(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for flags, said in (("--keep 0", "--keep must be at least 1, found 0"), ("--evaluate-every 5 --held-out 0", "--evaluate-every chooses by")):
         with pytest.raises(OptionsError, match=said):
             ablate.main([*command(places, tmp_path / "out"), "--finetune-flags", flags])
+    with pytest.raises(OptionsError, match="it sets --seed itself"):
+        ablate.main([*command(places, tmp_path / "out"), "--finetune-flags=--seed=1"])
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionsError, match="runs in one process"):

@@ -244,6 +244,28 @@ def test_heads_of_other_tasks_are_dropped_with_a_word(tmp_path: Path, folder: Pa
         assert not torch.equal(head.classifier.weight[:2], model.classifier.weight)
 
 
+def test_a_head_that_does_not_say_of_which_task_it_is_is_drawn_anew(tmp_path: Path) -> None:
+    model, _ = load(tiny_distilbert(tmp_path / "distilbert"), "rte")
+    del model.config.finetuning_task  # as in most folders of the Hub
+    model.save_pretrained(tmp_path / "unsaid")
+    other, said = load(tmp_path / "unsaid", "sst2", seed=1)
+    assert any('"classifier", "pre_classifier"' in line for line in said)
+    for head in ("classifier", "pre_classifier"):
+        assert not torch.equal(getattr(other, head).weight, getattr(model, head).weight)
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_refused(tmp_path: Path, folder: Path) -> None:
+    model, _ = load(folder, "mnli")
+    model.config.finetuning_task = "MNLI"  # the name in another of the usual ways
+    model.save_pretrained(tmp_path / "ours")
+    task_model.load_classifier(str(tmp_path / "ours"), TASKS["mnli"], new_head=False)
+    model.config.id2label = {0: "contradiction", 1: "entailment", 2: "neutral"}
+    model.save_pretrained(tmp_path / "theirs")
+    for new_head in (False, True):
+        with pytest.raises(TrainingError, match="has the classes of MNLI as contradiction, entailment, neutral; expected entailment, neutral"):
+            task_model.load_classifier(str(tmp_path / "theirs"), TASKS["mnli"], new_head=new_head)
+
+
 def test_a_teacher_must_have_learnt_the_task(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(TrainingError, match=r"Expected a checkpoint trained on RTE, found one of no task.*--task rte"):
         task_model.load_classifier(str(folder), TASKS["rte"], new_head=False)

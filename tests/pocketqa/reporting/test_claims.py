@@ -178,13 +178,19 @@ def test_retention_is_quoted_only_where_the_teacher_beats_the_control() -> None:
 
 
 def test_queries_of_tasks() -> None:
-    found = named(*(task_run("rte", "student", wrong, seed) for seed, wrong in enumerate((10, 4, 8))), task_run("rte", "teacher", 2))
+    runs_of = [*(task_run("rte", "student", wrong, seed) for seed, wrong in enumerate((10, 4, 8))), task_run("rte", "teacher", 2)]
+    (line,) = ask("task retention", named(*runs_of), task="rte", first="student", second="teacher")
+    assert line.startswith("student: not quoted: the teacher is not shown to beat the control (")
+    found = named(*runs_of, task_run("rte", "control", 14))
     (line,) = ask("task retention", found, task="rte", first="student", second="teacher")
     assert line.startswith(f"student: {100 * 32 / 38:.1f} % [") and "rte-student-seed-2" in line  # the median of three seeds
     (line,) = ask("task difference", found, task="rte", first="teacher", second="student")
     assert line.startswith("teacher less student: +15.00 [")
     assert ask("mean retention", found, first="student", second="teacher") == [NOT_MEASURED]
-    six = named(*(task_run(task, role, wrong) for task in SIX for role, wrong in (("teacher", 2), ("student", 4))))
+    roles = {"teacher": 2, "student": 4, "control": 12}
+    six = named(*(task_run(task, role, wrong) for task in SIX for role, wrong in roles.items()))
+    alone = named(*(task_run(task, role, roles[role]) for task in SIX for role in ("teacher", "student")))
+    assert ask("mean retention", alone, first="student", second="teacher")[0].startswith("student: not quoted: the teacher is not shown to beat")
     assert ask("mean retention", six, first="student", second="teacher")[0].startswith(f"student: {100 * 36 / 38:.1f} % [")
     assert ask("mean score", six, role="student")[0].startswith("student: 90.00 [")
 

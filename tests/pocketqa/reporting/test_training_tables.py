@@ -105,7 +105,7 @@ def test_tasks_stand_beside_control_and_teacher(tmp_path: Path) -> None:
     assert "| accuracy 80.00 | 3: 75.00 to 90.00 | +10.00 [" in student
     assert f"| {100 * 32 / 38:.1f} [" in student
     teacher = row(tasks, "| RTE | 40 | teacher |")
-    assert teacher.endswith("| 1 |  |  |")
+    assert "| 1 | +25.00 [" in teacher and teacher.endswith("|  |")
     assert row(tasks, "| RTE | 40 | control |").count("[") == 2  # a score and a retention
     assert "| not measured | not measured |" in row(tasks, "| IMDB | 40 | student |")
     assert tasks.index("| RTE | 40 | teacher |") < tasks.index("| RTE | 40 | student |") < tasks.index("| RTE | 40 | control |")
@@ -113,14 +113,39 @@ def test_tasks_stand_beside_control_and_teacher(tmp_path: Path) -> None:
     assert "`pocketqa classification rte student seed 1`" in row(tasks, "| RTE | student `bbbbbbbbbbbb` | 1 |")
 
 
-def test_seeds_of_another_start_are_not_mixed_in(tmp_path: Path) -> None:
-    def started(wrong: int, seed: int, start: str, day: int) -> runs.RunFile:
+@pytest.mark.parametrize("what", ["start", "teacher", "settings"])
+def test_seeds_of_another_training_are_not_mixed_in(tmp_path: Path, what: str) -> None:
+    def trained(wrong: int, seed: int, how: str, day: int) -> runs.RunFile:
         run: runs.RunFile = task_run("rte", "student", wrong, seed)
-        return replace(run, results=run.results | {"start": start}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {start}")
+        return replace(run, results=run.results | {what: how}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {how}")
 
-    earlier = [started(30, seed, "first", 2) for seed in range(4)]
-    text = page(tmp_path, started(4, 0, "second", 1), *earlier, started(6, 1, "second", 3))
+    earlier = [trained(30, seed, "first", 2) for seed in range(4)]
+    text = page(tmp_path, trained(4, 0, "second", 1), *earlier, trained(6, 1, "second", 3))
     assert "| 2: 85.00 to 90.00 |" in text and "25.00" not in text
+
+
+def test_a_sample_gives_way_to_the_whole(tmp_path: Path) -> None:
+    whole = task_run("rte", "student", 4)
+    said = 1 - RIGHT[:10]
+    part = runs.classification_results("rte", {"accuracy": 0.0}, said, RIGHT[:10], seed=0, extra={"title": "RTE"})
+    sample = replace(whole, results=part, created="2026-03-09T00:00:00Z", name="sample")
+    assert "| RTE | 40 | student | 90.00 [" in page(tmp_path, whole, sample)
+
+
+def test_what_a_teacher_does_not_have_of_its_own_is_not_retained(tmp_path: Path) -> None:
+    text = page(tmp_path, *(task_run(task, role, many) for task in SIX for role, many in {"teacher": 4, "student": 4, "control": 4}.items()))
+    for line in (row(text, "| RTE | 40 | student |"), row(text, "| mean of six |", "student")):
+        assert line.endswith("| not quoted: the teacher is not shown to beat the control |")
+
+
+def test_the_mean_of_six_is_of_one_model(tmp_path: Path) -> None:
+    def of(task: str, role: str, start: str) -> runs.RunFile:
+        run: runs.RunFile = task_run(task, role, 4)
+        return replace(run, results=run.results | {"start": start})
+
+    mixed = [of(task, "student", "new" if task in ("rte", "wnli") else "old") for task in SIX]
+    text = page(tmp_path, *mixed, *(of(task, "teacher", "one") for task in SIX))
+    assert "| mean of six |  | teacher |" in text and "| mean of six |  | student |" not in text
 
 
 def test_the_mean_of_six_is_called_that(tmp_path: Path) -> None:
