@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         final=given.final,
         precision=given.precision,
     )
-    check_owned([*common.distill_flags, *common.finetune_flags, *(word for row in rows for word in row.flags)])
+    check_owned([word for row in rows for word in row.flags], [*common.distill_flags, *common.finetune_flags])
     maps = ablation_cost.layer_maps(common)
     plan = make_plan(rows, given.seeds, common, maps, left_out)
     _check_words(plan)
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds, the same for every row (default: 0 1 2)")
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help=f"of each distillation (default {DEFAULT_TOKENS:,})")
     parser.add_argument("--distill-flags", default="", metavar="FLAGS", help="for every distillation, in one word: '--batch-tokens 8192'")
-    parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1', which stages share")
+    parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 2', which stages share")
     parser.add_argument("--run-file", type=Path, metavar="PATH", help="write the run file to this folder or .json path as well")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the expected time, and run nothing")
     return parser

@@ -209,7 +209,8 @@ def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
 def _identity(job: TaskJob, prepared: Prepared) -> str:
     teacher = model_key(job.teacher) if job.teacher else None
     parts: list[object] = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
-    parts += [job.stage.keeping.evaluate_every] if prepared.apart else []  # which steps the best is chosen from
+    if every := prepared.apart and job.stage.keeping.evaluate_every:  # which steps the best is chosen from
+        parts.append(every)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -275,8 +276,9 @@ def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path
             f"{out} was trained with other settings, data or models than this call has: {', '.join(other)}. Give another --out, or delete the folder."
         )
     processes.say(f"{out} is finished already")
-    if given.run_file and not _is_written(given.run_file, weights_hash(str(out))):
-        words = ("--task", task.name, "--data", given.dev or given.data, "--role", given.role or out.name, "--run-file", str(given.run_file))
+    if given.run_file and "development" in made and not _is_written(given.run_file, weights_hash(str(out))):
+        role = given.role or given.name or given.out.name
+        words = ("--task", task.name, "--data", given.dev or given.data, "--role", role, "--run-file", str(given.run_file))
         processes.say(f"its score is not in {given.run_file}; write it with: pocketqa evaluate {shlex.join([str(out), *words])}")
     return made
 

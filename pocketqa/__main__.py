@@ -118,6 +118,8 @@ def _run(verb: str, arguments: list[str]) -> int:
     except PocketQAError as error:
         return _fail(verb, error)
     except PermissionError as error:
+        if error.filename is None:  # nothing to name: the trace says more
+            raise
         who = "this user may not read or write it. Change its permissions, name another place, or run as its owner."
         return _fail(verb, PocketQAError(f"{error.filename}: {error.strerror}; {who}"))
     except KeyboardInterrupt:

@@ -173,19 +173,21 @@ def finetune_flags(row: Row, common: Common) -> tuple[tuple[str, ...], ...]:
     """The flags of each fine-tuning of a row, those of all rows first.
 
     Stages share the epochs of one fine-tuning evenly and have its windows and batches, whatever their recipes say, so that all rows take as many
-    steps.  What a stage's own flags say counts.  Raises OptionsError where the stages would not get whole passes: all stages would see the same part.
+    steps, but for rounding.  What a stage's own flags say counts.  Raises OptionsError where a stage would not get whole passes.
     """
     if not row.stages:
         return ((*common.finetune_flags, *row.finetune),)
     one = recipe_of(ReaderRecipe, common.finetune_flags)
-    if one.epochs % len(row.stages):
-        raise OptionsError(
-            f"The row {row.name} divides {one.epochs:g} epochs among {len(row.stages)} stages, which would all see the same part of the questions. "
-            f"Expected a multiple of {len(row.stages)}; --data FILE@SHARE takes a share of the questions."
-        )
     counts = {name: getattr(one, name) for name in COUNTED} | {"epochs": one.epochs / len(row.stages)}
     words = [word for name, value in counts.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return tuple((*common.finetune_flags, *words, *stage) for stage in row.stages)
+    stages = tuple((*common.finetune_flags, *words, *stage) for stage in row.stages)
+    for epochs in (recipe_of(ReaderRecipe, flags).epochs for flags in stages):
+        if epochs % 1:
+            raise OptionsError(
+                f"The row {row.name} trains a stage for {epochs:g} epochs, and a part of a pass is the same questions in every stage. Expected "
+                f"whole passes: a multiple of {len(stages)} in --finetune-flags '--epochs N'; --data FILE@SHARE takes a share of the questions."
+            )
+    return stages
 
 
 def recipe_of(kind: type[R], words: Sequence[str]) -> R:

@@ -83,9 +83,12 @@ class Work:
         write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
 
 
-def check_owned(flags: Sequence[str]) -> None:
-    """Raise OptionsError for flags that every work is given by its plan, and which would count in their place."""
-    if found := sorted({word.partition("=")[0] for word in flags} & OWNED):
+def check_owned(flags: Sequence[str], more: Sequence[str] = ()) -> None:
+    """Raise OptionsError for flags that every work is given by its plan, and which would count in their place.
+
+    more: flags for all rows at once, which may not name a teacher either: rows without one would get it.
+    """
+    if found := sorted({word.partition("=")[0] for word in flags} & OWNED | {word.partition("=")[0] for word in more} & {*OWNED, "--teacher"}):
         raise OptionsError(f"The ablation cannot be run: it sets {', '.join(found)} itself. Leave this out of the flags that are passed on.")
 
 

@@ -45,8 +45,13 @@ def load_classifier(source: str, task: Task, *, new_head: bool, say: Callable[[s
             f"Expected a checkpoint trained on {task.title}, found one of {learnt or 'no task of classification'} in {source}. "
             f"Train one with: pocketqa finetune {source} --task {task.name} --data DIR --out OUT"
         )
-    if learnt == task.name:
-        _check_classes(source, config, task)
+    if learnt == task.name and not _has_classes(config, task):
+        if not new_head:
+            raise TrainingError(
+                f"{source} has the classes of {task.title} in another order than the data: {', '.join(map(str, config.id2label.values()))}; expected "
+                f"{', '.join(task.classes)}. Reorder the rows of its classifier and id2label, or train it again."
+            )
+        learnt = None
     for key, value in (_labels(task) | overrides).items():
         setattr(config, key, value)
     told = logging.get_verbosity()
@@ -82,15 +87,11 @@ def _learnt(config: Any) -> str | None:
         return str(said)
 
 
-def _check_classes(source: str, config: Any, task: Task) -> None:
-    """Raise TrainingError where a checkpoint has the classes of a task in another order.  Names of its own, such as LABEL_0, are not compared."""
+def _has_classes(config: Any, task: Task) -> bool:
+    """Whether a checkpoint has the classes of a task in our order, as far as it names them so: names of its own, such as LABEL_0, say nothing."""
     said = [str(name).lower() for _, name in sorted((int(at), name) for at, name in (config.id2label or {}).items())]
     ours = [name.lower() for name in task.classes]
-    if said != ours and sorted(said) == sorted(ours):
-        raise TrainingError(
-            f"{source} has the classes of {task.title} as {', '.join(said)}; expected {', '.join(ours)}, as in the data. "
-            "Reorder the rows of its classifier and id2label, or train it again."
-        )
+    return said == ours or sorted(said) != sorted(ours)
 
 
 def outputs_of(model: nn.Module, batch: TaskBatch) -> Tensor:

@@ -102,7 +102,7 @@ def _mean_retention(runs: Runs, first: str, second: str) -> Lines:
     whole = six_of(task_groups(runs))
     if first in whole and second in whole:
         outcome = compare_means(whole[first], whole[second])
-        if not mean_beats_control(whole):
+        if not mean_beats_control(whole, second):
             yield f"{first}: {NOT_BEATEN}, mean of six tasks (see Classification)", ""
         elif outcome.retention:
             yield f"{first}: {percent(outcome.retention)} of the {second}'s mean of six tasks, median seeds (see Classification)", ""

@@ -223,7 +223,12 @@ def _psnr(agreement: JSON) -> str:
 def _gate(gate: JSON | None) -> str:
     if gate is None:
         return "none"
-    return f"passed, limit {gate['limit']:g}" if gate["passed"] else f"NOT SHOWN: loss up to {gate['f1_loss']['high']:.2f}, limit {gate['limit']:g}"
+    loss, limit = Interval.from_json(gate["f1_loss"]), f"limit {gate['limit']:g}"
+    if gate["passed"]:
+        return f"passed, {limit}"
+    if loss.alone:
+        return f"not shown by one question, {limit}"
+    return f"FAILED: loss of {loss.low:.2f} or more, {limit}" if loss.low >= gate["limit"] else f"NOT SHOWN: loss up to {loss.high:.2f}, {limit}"
 
 
 def _on_the_way(r: JSON) -> str:

@@ -96,14 +96,14 @@ def task_groups(runs: Runs) -> TaskGroups:
     the seeds of one are not those of another.  Samples give way to whole data.
     """
     found: TaskGroups = {}
-    ways: dict[object, object] = {}
+    ways: dict[object, JSON] = {}
     ordered = sorted(of_kind(runs, "classification").items(), key=lambda item: (item[1].created, item[0]), reverse=True)
     whole: dict[object, int] = {}
     for _, run in ordered:
         whole[_examples(run)] = max(run.results["count"], whole.get(_examples(run), 0))
     for name, run in ordered:
         key = (*_examples(run), run.subjects[0].role)
-        if run.results["count"] == whole[_examples(run)] and ways.setdefault(key, _way(run)) == _way(run):
+        if run.results["count"] == whole[_examples(run)] and _are_alike(ways.setdefault(key, run.results), run.results):
             found.setdefault(key, {}).setdefault(run.results["seed"], (name, run))
 
     def order(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
@@ -119,9 +119,10 @@ def _examples(run: RunFile) -> tuple[str, tuple[str, ...]]:
     return str(run.results["task"]), tuple(item.sha256 for item in run.data)
 
 
-def _way(run: RunFile) -> tuple[object, ...]:
-    """How a model of a task was trained, but for the seed."""
-    return tuple(run.results.get(key) for key in ("start", "teacher", "settings"))
+def _are_alike(first: JSON, second: JSON) -> bool:
+    """Whether two models of a task were trained in one way, but for the seed; older run files hold no more than where a training started."""
+    keys = ("start", "teacher", "settings") if first.get("settings") and second.get("settings") else ("start",)
+    return all(first.get(key) == second.get(key) for key in keys)
 
 
 def _task_rows(groups: TaskGroups, task: str) -> list[tuple[str, ...]]:
@@ -203,9 +204,9 @@ def beats_control(teacher: Group, control: Group | None) -> bool:
     return control is not None and _against(median_run(teacher), median_run(control)).difference.low > 0
 
 
-def mean_beats_control(whole: Mapping[str, Sequence[JSON]]) -> bool:
+def mean_beats_control(whole: Mapping[str, Sequence[JSON]], teacher: str = "teacher") -> bool:
     """The same of the means of six tasks."""
-    return "control" in whole and compare_means(whole["teacher"], whole["control"]).difference.low > 0
+    return "control" in whole and compare_means(whole[teacher], whole["control"]).difference.low > 0
 
 
 def _against(first: RunFile, second: RunFile) -> TaskComparison:

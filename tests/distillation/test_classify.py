@@ -167,13 +167,14 @@ def test_seeds_are_trained_once_each_and_give_a_median(tmp_path: Path, data: Pat
     weights = [load_file(tmp_path / "out" / f"seed-{seed}" / "model.safetensors")["classifier.weight"] for seed in (1, 2)]
     assert (weights[0] != weights[1]).any()
     assert printed.err.count("its score is not in ") == 2  # the first call kept no run files
-    again = ["--task", "sst2", "--data", str(data), "--role", "seed-1", "--run-file", str(tmp_path / "runs")]
+    again = ["--task", "sst2", "--data", str(data), "--role", "out", "--run-file", str(tmp_path / "runs")]
     assert f"pocketqa evaluate {shlex.join([str(tmp_path / 'out' / 'seed-1'), *again])}" in printed.err
     assert evaluate.main([str(tmp_path / "out" / "seed-1"), *again]) == 0
     ours, later = (
         next(run for run in runs.read_all(tmp_path / "runs").values() if (run.kind, run.results.get("seed")) == ("classification", seed))
         for seed in (3, 1)
     )
+    assert later.subjects[0].role == ours.subjects[0].role
     assert [later.results[key] for key in ("start", "teacher", "settings", "max_tokens")] == [
         ours.results[key] for key in ("start", "teacher", "settings", "max_tokens")
     ]

@@ -145,8 +145,8 @@ def test_bad_calls(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for flags, said in (("--keep 0", "--keep must be at least 1, found 0"), ("--evaluate-every 5 --held-out 0", "--evaluate-every chooses by")):
         with pytest.raises(OptionsError, match=said):
             ablate.main([*command(places, tmp_path / "out"), "--finetune-flags", flags])
-    with pytest.raises(OptionsError, match="it sets --seed itself"):
-        ablate.main([*command(places, tmp_path / "out"), "--finetune-flags=--seed=1"])
+    with pytest.raises(OptionsError, match="it sets --seed, --teacher itself"):
+        ablate.main([*command(places, tmp_path / "out"), "--finetune-flags=--seed=1 --teacher T"])
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionsError, match="runs in one process"):

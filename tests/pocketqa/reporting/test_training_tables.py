@@ -117,7 +117,7 @@ def test_tasks_stand_beside_control_and_teacher(tmp_path: Path) -> None:
 def test_seeds_of_another_training_are_not_mixed_in(tmp_path: Path, what: str) -> None:
     def trained(wrong: int, seed: int, how: str, day: int) -> runs.RunFile:
         run: runs.RunFile = task_run("rte", "student", wrong, seed)
-        return replace(run, results=run.results | {what: how}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {how}")
+        return replace(run, results=run.results | {"settings": "same", what: how}, created=f"2026-03-0{day}T00:00:00Z", name=f"{run.name} {how}")
 
     earlier = [trained(30, seed, "first", 2) for seed in range(4)]
     text = page(tmp_path, trained(4, 0, "second", 1), *earlier, trained(6, 1, "second", 3))
