@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from distillation.ablation.ablation_plan import Common, Plan, finetune_flags, recipe_of
 from distillation.ablation.ablation_work import Row
-from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training.recipes import Recipe
 from pocketqa.errors import DataError, OptionsError
@@ -65,6 +64,8 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
 
 def _settings(plan: Plan, common: Common) -> list[str]:
     """A sentence for all rows that were trained with the same settings: what differs is not the method alone."""
+    from distillation.knowledge.distill_recipe import DistillRecipe  # torch takes seconds to load, and --help needs none of it
+
     said: dict[str, list[str]] = {}
     for row in plan.rows:
         text = [recipe_of(DistillRecipe, (*common.distill_flags, *row.distill))] if row.start is None else []
