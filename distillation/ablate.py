@@ -28,7 +28,7 @@ from pathlib import Path
 from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
-from distillation.ablation.ablation_work import Row, Work, check_owned, check_words
+from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.reporting.training_tables import ablation_lines
@@ -95,7 +95,8 @@ def main(argv: list[str]) -> int:
         final=given.final,
         precision=given.precision,
     )
-    check_owned([word for row in rows for word in row.flags], [*common.distill_flags, *common.finetune_flags])
+    check_owned([word for row in rows for word in row.flags])
+    check_owned([*common.distill_flags, *common.finetune_flags], OWNED_OF_ALL)
     maps = ablation_cost.layer_maps(common)
     plan = make_plan(rows, given.seeds, common, maps, left_out)
     _check_words(plan)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pocketqa.writes import write_atomic
 
 # What a plan says to the verbs it runs, so that no other flags may.
 OWNED = frozenset(("--corpus", "--data", "--name", "--out", "--role", "--run-file", "--seed", "--seeds", "--task", "--tokens"))
+OWNED_OF_ALL = OWNED | {"--teacher"}  # of flags for all rows at once: rows without a teacher would get one
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,9 @@ class Work:
         write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
 
 
-def check_owned(flags: Sequence[str], more: Sequence[str] = ()) -> None:
-    """Raise OptionsError for flags that every work is given by its plan, and which would count in their place.
-
-    more: flags for all rows at once, which may not name a teacher either: rows without one would get it.
-    """
-    if found := sorted({word.partition("=")[0] for word in flags} & OWNED | {word.partition("=")[0] for word in more} & {*OWNED, "--teacher"}):
+def check_owned(flags: Sequence[str], owned: Set[str] = OWNED) -> None:
+    """Raise OptionsError for flags that every work is given by its plan, and which would count in their place."""
+    if found := sorted({word.partition("=")[0] for word in flags} & owned):
         raise OptionsError(f"The ablation cannot be run: it sets {', '.join(found)} itself. Leave this out of the flags that are passed on.")
 
 

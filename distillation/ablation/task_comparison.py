@@ -26,7 +26,7 @@ from pathlib import Path
 
 from distillation.ablation import task_cost
 from distillation.ablation.ablation_plan import PREFIX, PRESETS
-from distillation.ablation.ablation_work import Row, Work, check_owned, check_words, content_of, contents_of, identity_of
+from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words, content_of, contents_of, identity_of
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file
 from pocketqa.arguments import verb_parser
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     _check(given)
     planned, left_out = choose(given.tasks, given.seeds, given.data, shlex.split(given.finetune_flags))
-    check_owned([], [word for plan in planned for word in plan.finetune])
+    check_owned([word for plan in planned for word in plan.finetune], OWNED_OF_ALL)
     works = make_works(planned, {"teacher": given.teacher, "student": given.student, "control": given.base}, given.out)
     check_words(works, {"finetune": _job_of})
     _say_plan(planned, left_out, works)

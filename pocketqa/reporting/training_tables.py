@@ -143,10 +143,9 @@ def six_of(groups: TaskGroups) -> dict[str, list[JSON]]:
     """The results of the median seeds of all six tasks, in their order, of each role that has them: all from the same weights, and all with
     a teacher or all without.  Of a task with several data sets, those that were measured last.
     """
-    last = {
-        task: max((max(run.created for _, run in group.values()), data) for (name, data, _), group in groups.items() if name == task)
-        for task, _, _ in groups
-    }
+    last: dict[str, tuple[str, tuple[str, ...]]] = {}  # when each task was measured last, and on which data
+    for (task, data, _), group in groups.items():
+        last[task] = max(last.get(task, ("", ())), *((run.created, data) for _, run in group.values()))
     by_role: dict[str, dict[str, JSON]] = {}
     for (task, data, role), group in groups.items():
         if task in SIX and data == last[task][1]:
