@@ -20,20 +20,12 @@ VERIFICATION_HEAD = (
     "same spans", "PSNR", "gate", "on the way", "measured",
 )  # fmt: skip
 COMPRESSION_HEAD = ("schemes of the weights", "weights", "F1", "F1 lost [95 %]", "")
-LATENCY_HEAD = ("contestant", "workload", "device", "rules", "queries", "p50", "p90", "p99", "tokenise + forward + decode", "measured")
-LOAD_HEAD = (
-    "contestant",
-    "load cold",
-    "load warm",
-    "first query cold",
-    "first query warm",
+LATENCY_HEAD = (
+    "contestant", "queries", "p50", "p90", "p99", "tokenise + forward + decode", "load cold", "load warm", "first query cold", "first query warm",
     "peak memory",
-    "package",
-    "weights",
-    "zipped",
-    "measured",
-)
-RATIO_HEAD = ("how many times longer the first takes", "workload", "p50 [95 %]", "p90 [95 %]", "forward p50 [95 %]", "verdict", "measured")
+)  # fmt: skip
+RATIO_HEAD = ("how many times longer the first takes", "p50 [95 %]", "p90 [95 %]", "forward p50 [95 %]", "verdict")
+SIZE_HEAD = ("contestant", "package", "weights", "zipped", "measured")
 AUDIT_HEAD = ("claim", "source", "published artefact", "ours", "conditions", "compares like with like")
 FEW_GROUPS = 4  # groups of weights whose schemes are listed one by one
 
@@ -127,17 +119,25 @@ def races(runs: Runs) -> dict[str, RunFile]:
 
 
 def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
-    """Times, ratios, and loads with memory and bytes, one table each; what a whole pass took; then the latencies of earlier versions."""
+    """A part for each race, the newest first; bytes of all contestants; then the latencies of earlier versions."""
     found, older = races(runs), {name: run for name, run in of_kind(runs, "latency").items() if "stages" not in run.results}
-    parts = [
-        table_if_any(LATENCY_HEAD, (row for name, run in found.items() for row in _latency_rows(run, brief(name, run)))),
-        table_if_any(RATIO_HEAD, (row for name, run in found.items() for row in _ratio_rows(run, brief(name, run)))),
-        table_if_any(LOAD_HEAD, (row for name, run in found.items() for row in _load_rows(run, brief(name, run)))),
-        [f"- {remark} ({brief(name, run)})" for name, run in found.items() for remark in run.results.get("remarks", [])],
-        [f"{line} ({brief(name, run)})" for name, run in found.items() for line in busy_lines(run)],
-        timing_table(older, "latency", link),
+    newest = sorted(found.items(), key=lambda item: item[1].created, reverse=True)
+    parts = [part for name, run in newest for part in _race_parts(run, link(name, run))]
+    sizes = {who: cells for name, run in newest[::-1] for who, cells in _sizes(run, brief(name, run)).items()}
+    bytes_of_all = table_if_any(SIZE_HEAD, ((who, *cells) for who, cells in sorted(sizes.items())))
+    return joined([*parts, ["### Bytes"] if sizes else [], bytes_of_all, timing_table(older, "latency", link)])
+
+
+def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
+    """Heading, circumstances, times, ratios and remarks of one race."""
+    r = run.results
+    return [
+        [f"### {_workload(r)}, {_threads(r)}, {r.get('mode', 'mode not said')}"],
+        [f"{device_text(r)}; {rules_text(r)}. {origin}", *(line.removeprefix("- ") + "." for line in busy_lines(run))],
+        table_if_any(LATENCY_HEAD, (_latency_row(run, label) for label in r["timings"])),
+        table_if_any(RATIO_HEAD, _ratio_rows(r)),
+        [f"- {remark}" for remark in r.get("remarks", [])],
     ]
-    return joined(parts)
 
 
 def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
@@ -167,8 +167,8 @@ def busy(run: RunFile) -> list[str]:
 
 
 def busy_lines(run: RunFile) -> list[str]:
-    """A remark for each reason."""
-    return [f"- Busy machine, so its times are not to be trusted: {reason}" for reason in busy(run)]
+    """A remark with all reasons; none for a quiet machine."""
+    return [f"- Busy machine, so its times are not to be trusted: {'; '.join(busy(run))}"] if busy(run) else []
 
 
 def audit_lines(runs: Runs, link: Link) -> list[str]:
@@ -237,45 +237,37 @@ def _on_the_way(r: JSON) -> str:
     return ", ".join(found) or "nothing"
 
 
-def _latency_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
+def _latency_row(run: RunFile, label: str) -> tuple[str, ...]:
     r = run.results
-    for label, t in r["timings"].items():
-        stages = r["stages"].get(label, {})
-        split = " + ".join(f"{stages[stage]['p50']:,.2f}" if stage in stages else "?" for stage in ("tokenise", "forward", "decode"))
-        times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
-        yield (_contestant(run, label), _workload(r), device_text(r), rules_text(r), f"{t['count']:,}", *times, f"{split} {t['unit']}", origin)
+    t, stages = r["timings"][label], r["stages"].get(label, {})
+    split = " + ".join(f"{stages[stage]['p50']:,.2f}" if stage in stages else "?" for stage in ("tokenise", "forward", "decode"))
+    times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
+    loads = (r.get(key, {}).get(label, {}).get(kind) for key in ("load_seconds", "first_run_seconds") for kind in ("cold", "warm"))
+    seconds = ("" if value is None else f"{value:.2f} s" for value in loads)
+    memory = r.get("peak_memory_mib", {}).get(label)
+    peak = memory.get("peak") if isinstance(memory, dict) else memory
+    cells = (f"{t['count']:,}", *times, f"{split} {t['unit']}", *seconds, "" if peak is None else f"{peak:,.0f} MiB")
+    return (f"{label}{_weights(run, label)}", *cells)
 
 
-def _ratio_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
-    r = run.results
+def _ratio_rows(r: JSON) -> Iterable[tuple[str, ...]]:
     for name, ratio in r["ratios"].items():
         others = (r.get(key, {}).get(name) for key in ("p90_ratios", "forward_ratios"))
         cells = ("" if found is None else interval(Interval.from_json(found)) for found in (ratio, *others))
-        yield (name, f"{_workload(r)}, {_threads(r)}", *cells, str(r.get("verdicts", {}).get(name, "")), origin)
+        yield (name, *cells, str(r.get("verdicts", {}).get(name, "")))
 
 
-def _load_rows(run: RunFile, origin: str) -> Iterable[tuple[str, ...]]:
-    r = run.results
-    for label in r["timings"]:
-        seconds = [r.get(key, {}).get(label, {}).get(kind) for key in ("load_seconds", "first_run_seconds") for kind in ("cold", "warm")]
-        memory = r.get("peak_memory_mib", {}).get(label)
-        peak = memory.get("peak") if isinstance(memory, dict) else memory
-        sizes = r.get("bytes", {}).get(label, {})
-        yield (
-            _contestant(run, label),
-            *("" if value is None else f"{value:.2f} s" for value in seconds),
-            "" if peak is None else f"{peak:,.0f} MiB",
-            *(megabytes(sizes.get(key)) for key in ("package", "weights", "zipped")),
-            origin,
-        )
+def _sizes(run: RunFile, origin: str) -> dict[str, tuple[str, ...]]:
+    """Bytes of the contestants of a race, by contestant and weights, whatever its threads."""
+    sizes = {f"{label}{_weights(run, label)}": found for label, found in run.results.get("bytes", {}).items()}
+    return {who: (*(megabytes(found.get(key)) for key in ("package", "weights", "zipped")), origin) for who, found in sizes.items()}
 
 
-def _contestant(run: RunFile, label: str) -> str:
-    r = run.results
-    if r.get("origin", {}).get(label) == "configuration":
-        return f"{label}, {_threads(r)} (random weights)"
-    weights = [f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label]
-    return f"{label}, {_threads(r)}{''.join(weights[:1])}"
+def _weights(run: RunFile, label: str) -> str:
+    """ " `06d763ca7da0`", or that they are random."""
+    if run.results.get("origin", {}).get(label) == "configuration":
+        return " (random weights)"
+    return "".join([f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label][:1])
 
 
 def _threads(r: JSON) -> str:

@@ -84,6 +84,8 @@ def _block(lines: Sequence[str]) -> str:
     first = lines[0]
     if first.startswith("# "):
         return f"<h1>{_inline(first[2:])}</h1>\n"
+    if first.startswith("### "):
+        return f"<h3>{_inline(first[4:])}</h3>\n"
     if first.startswith("| "):
         return _table(lines)
     if first.startswith("- "):

@@ -437,20 +437,29 @@ def test_races_with_devices_ratios_and_loads(project):
     folder = project(fast, phone, mobile_runs.race("crowded", (("student", "pytorch fp32", 30.0),), busy=True))
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
-    teacher = row(page, "| teacher, onnxruntime fp32, 1 thread `aaaaaaaaaaaa` | squad |")
-    assert (
-        "| a processor (server), an OS, compute unit cpu | full, valid | 101 | 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms |" in teacher
-    )
-    assert "[run file](runs/latency-squad-1-thread-2026-03-01.json), 2026-03-01" in teacher
-    assert "a phone (phone), iOS 17, compute unit ne, thermal state nominal" in row(page, "student, coreml fp16, 1 thread (random weights) | squad")
-    assert "full, not valid, BUSY MACHINE" in row(page, "student, pytorch fp32, 1 thread `bbbbbbbbbbbb` | squad")
-    assert "- Busy machine, so its times are not to be trusted: other processes used 40% of the machine (" in page
-    ratio = row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 | squad, 1 thread")
+    teacher = row(page, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` | 101 |")
+    assert "| 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms | 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB |" in teacher
+    assert "### squad, 1 thread, full\n\na processor (server), an OS, compute unit cpu; full, valid. [latency-squad-1-thread-2026-03-0" in page
+    assert "a phone (phone), iOS 17, compute unit ne, thermal state nominal; full, valid. [" in page
+    assert "| student, coreml fp16 (random weights) | 101 | 2.00 ms |" in page
+    assert "| student, pytorch fp32 `bbbbbbbbbbbb` | 101 | 30.00 ms |" in page
+    crowded = page.split("compute unit cpu; full, not valid, BUSY MACHINE. ")[1].splitlines()
+    assert crowded[1] == "Busy machine, so its times are not to be trusted: other processes used 40% of the machine."
+    ratio = row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 |")
     assert "| 2.00 [1.90, 2.10] | 2.20 [2.10, 2.30] | 1.80 [1.70, 1.90] | the student is faster |" in ratio
-    assert "| 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB | 90.0 MB | 89.0 MB | 80.0 MB |" in row(
-        page, "| teacher, onnxruntime fp32, 1 thread `aaaaaaaaaaaa` | 0.81"
-    )
-    assert "- a pass takes 410 s (" in page
+    sizes = page.split("### Bytes")[1]
+    assert "| 90.0 MB | 89.0 MB | 80.0 MB | [run file](" in row(sizes, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` |")
+    assert "- a pass takes 410 s\n" in page
+
+
+def test_the_newest_race_comes_first_and_bytes_once_though_threads_differ(project):
+    older = replace(mobile_runs.race("two threads", threads=2), created="2026-01-01T00:00:00Z")
+    folder = project(older, mobile_runs.race())
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
+    assert page.index("### squad, 1 thread, full") < page.index("### squad, 2 threads, full") < page.index("### Bytes")
+    bytes_of_all = page.split("### Bytes")[1]
+    assert bytes_of_all.count("| teacher, onnxruntime fp32 `aaaaaaaaaaaa` |") == 1 and "squad-1-thread-2026-03-01" in bytes_of_all
 
 
 def test_the_paper_audited(project):

@@ -247,7 +247,7 @@ def test_checking_draws_nothing(project) -> None:
 def test_what_run_files_say_is_escaped() -> None:
     markdown = (
         "# Results\n\na <b> & `<i>` [x<y](runs/a.json) [click](javascript:alert) [root](/etc/passwd)\n\n## A & B\n\n"
-        "| a<b | c |\n| --- | --- |\n| 1\\|2 | `d\\|e` |\n\n- one `open\n- two"
+        "### C <i>\n\n| a<b | c |\n| --- | --- |\n| 1\\|2 | `d\\|e` |\n\n- one `open\n- two"
     )
     shown = figures.Picture("f", "A & B", "<caption>", '"alt" <&>', PNG + b"\0" * 8 + b"\0\0\0\5\0\0\0\7")  # a header is all that is read
     text = page.html_page(markdown, [shown, figures.Picture("g", "gone", "c", "a", PNG * 3)])
@@ -259,6 +259,7 @@ def test_what_run_files_say_is_escaped() -> None:
     assert "1|2" in said and "d|e" in said and "one `open" in said and "click" in said
     assert len(found.all("img")) == 2 and text.index('id="a-b"') < text.index("<img")
     assert len(found.all("li")) == 3  # the contents, and two
+    assert len(found.all("h3")) == 1 and "C <i>" in said
 
 
 def test_without_matplotlib_the_extra_is_named(project, monkeypatch, capsys) -> None:
