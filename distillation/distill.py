@@ -44,6 +44,8 @@ from pocketqa.features import Tokenizer
 from pocketqa.types import JSON
 
 DEFAULT_TEACHER = "bert-base-uncased"
+PAPER_WIDTH = 768  # of BERT-base, for which the paper's settings are made
+FEW_TOKENS = 65_536  # a step: below, the settings are those of a small machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,9 @@ def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], 
     processes.say(f"teacher: {', '.join(job.teachers)}")
     say_text(corpus, plan, apart)
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+    tokens = job.recipe.batch_tokens * job.recipe.accumulation
+    if student.config.hidden_size >= PAPER_WIDTH and tokens < FEW_TOKENS:
+        processes.say(f"{tokens:,} tokens a step suit small models on a CPU; for students as wide as this one, --recipe distilbert_paper has the paper's")
 
 
 def _say_losses(found: JSON) -> str:

@@ -100,6 +100,15 @@ def test_a_student_starts_where_it_is_told_to(tmp_path: Path, teacher: Path, tex
     assert drawn["parameters"] == again["parameters"]
 
 
+def test_a_wide_student_is_told_of_the_papers_settings(tmp_path: Path, teacher: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = ["--hidden", "768", "--heads", "2", "--intermediate", "16", "--layers", "1", "--alpha-cos", "0", "--tokens", "600"]
+    run_distill(teacher, text, tmp_path / "wide", *wide)
+    assert "512 tokens a step suit small models on a CPU" in capsys.readouterr().err
+    run_distill(teacher, text, tmp_path / "many", *wide, "--accumulation", "128")
+    run_distill(teacher, text, tmp_path / "narrow", "--tokens", "600")
+    assert "suit small models" not in capsys.readouterr().err
+
+
 def test_one_text_is_kept_apart_for_all_seeds_and_padding_is_warned_of(
     tmp_path: Path, teacher: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
