@@ -125,7 +125,9 @@ def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], 
     processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
     tokens = job.recipe.batch_tokens * job.recipe.accumulation
     if student.config.hidden_size >= PAPER_WIDTH and tokens < FEW_TOKENS:
-        processes.say(f"{tokens:,} tokens a step suit small models on a CPU; for students as wide as this one, --recipe distilbert_paper has the paper's")
+        processes.say(
+            f"{tokens:,} tokens a step suit small models on a CPU; for students as wide as this one, --recipe distilbert_paper has the paper's"
+        )
 
 
 def _say_losses(found: JSON) -> str:

@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mobile_export.timing.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
-from mobile_export.timing.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here
+from mobile_export.timing.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here, told_apart
 from mobile_export.timing.latency import mode_rules, race_results, read_latency, why_not_valid
-from mobile_export.timing.latency_text import race_lines, size_lines, threads_text
+from mobile_export.timing.latency_text import race_lines, size_lines, threads_or_unit
 from mobile_export.timing.machine_load import load_average
 from mobile_export.timing.single_stream import race
 from mobile_export.timing.sizes import sizes_of
@@ -62,7 +62,7 @@ def _race(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             progress(f"{contestant.label}: Core ML computes on a Mac only, so this machine gives its sizes and no times")
     documents: list[JSON] = []
     for number, (racing, workload) in enumerate(heats, 1):
-        progress(f"race {number} of {len(heats)}: {workload.description}, {threads_text(racing[0].threads)}")
+        progress(f"race {number} of {len(heats)}: {workload.description}, {threads_or_unit(racing[0].threads, racing[0].unit)}")
         done = race(racing, workload, rules, seed=arguments.seed, load_average=average, say=progress)
         documents.append(race_results(done, {contestant.label: sizes[contestant.label] for contestant in racing}))
         if not arguments.json:
@@ -104,8 +104,8 @@ def run_of(done: Race, results: JSON, argv: Sequence[str], name: str = "") -> ru
     """The run file of a race."""
     subjects = [entry.contestant.subject(entry.warm.info) for entry in done.entries]
     models = " ".join(dict.fromkeys(entry.contestant.name for entry in done.entries))
-    threads = done.entries[0].contestant.threads
-    title = name or f"{models} {done.workload.name} {threads_text(threads)} {done.rules.mode}"
+    first = done.entries[0].contestant
+    title = name or f"{models} {done.workload.name} {threads_or_unit(first.threads, first.unit)} {done.rules.mode}"
     return runs.new_run("latency", title, subjects, done.workload.data, ["pocketqa", "benchmark", *argv], results, not_checked(done))
 
 
@@ -126,28 +126,40 @@ def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
     made = []
     for model in arguments.models:
         if is_bundle(model):
-            made.append(bundle_contestant(model, 1))
+            made.append(bundle_contestant(model, 1, unit=arguments.compute_unit))
         else:
             made += [model_contestant(model, engine, 1) for engine in engines if named[engine] in ENGINES]
-    labels = [contestant.label for contestant in made]
-    return [replace(c, name=f"{c.name} ({c.path.resolve().name})") if labels.count(c.label) > 1 else c for c in made]
+    return told_apart(made)
 
 
 def _heats(arguments: argparse.Namespace, contestants: Sequence[Contestant]) -> list[tuple[list[Contestant], Workload]]:
-    """Who races on what: each workload with each number of threads.  A bundle whose lengths are too short for a workload sits it out."""
     able = [contestant for contestant in contestants if runs_here(contestant)]
-    if not able:
-        return []
-    workloads = [made for name in arguments.workload for made in _workloads(name, arguments, able)]
+    workloads = [made for name in arguments.workload for made in _workloads(name, arguments, able)] if able else []
+    return heats_of(able, workloads, thread_counts(arguments))
+
+
+def heats_of(able: Sequence[Contestant], workloads: Sequence[Workload], threads: Sequence[int]) -> list[tuple[list[Contestant], Workload]]:
+    """Who races on what: each workload with each number of threads; Core ML once and by itself, since it decides on its threads.
+
+    A bundle whose lengths are too short for a workload, or other than its one length, sits it out.
+    """
     heats = []
     for workload in workloads:
-        fitting = [c for c in able if c.lengths is None or max(c.lengths) >= workload.windows.max_tokens]
+        fitting = [c for c in able if _fits(c, workload)]
         for c in able:
             if c not in fitting:
-                progress(f"{c.label}: takes windows of at most {max(c.lengths or ())} tokens, so it is left out of {workload.name}")
-        for threads in thread_counts(arguments) if fitting else ():
-            heats.append(([replace(c, threads=threads) for c in fitting], workload))
+                progress(f"{c.label}: takes windows of {' or '.join(map(str, c.lengths or ()))} tokens, so it is left out of {workload.name}")
+        pinned, others = [c for c in fitting if not c.unit], [c for c in fitting if c.unit]
+        heats += [([replace(c, threads=count) for c in pinned], workload) for count in threads if pinned]
+        heats += [(others, workload)] if others else []
     return heats
+
+
+def _fits(contestant: Contestant, workload: Workload) -> bool:
+    """Padding would make windows of one length other work than they are for the others."""
+    if contestant.lengths is None:
+        return True
+    return max(contestant.lengths) >= workload.windows.max_tokens and workload.fixed_length in (None, *contestant.lengths)
 
 
 def _workloads(name: str, arguments: argparse.Namespace, contestants: Sequence[Contestant]) -> list[Workload]:

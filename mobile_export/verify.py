@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobile_export.targets import DEFAULT_LAYOUT
+from mobile_export.targets import DEFAULT_LAYOUT, NETWORK
 from mobile_export.verification.artefact import ENGINES, UNITS
 from mobile_export.verification.comparison import GATES
 from mobile_export.verification.verify_text import block, overview
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
             max_f1_loss=given.max_f1_loss,
             engine=given.engine,
             threads=given.threads,
-            unit=given.compute_unit or "all",
+            unit=given.compute_unit or ("cpu" if bundle.manifest.config["format"] == NETWORK.format else "all"),
             cache=cache,
             progress=True,
         )
@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference-engine", choices=REFERENCE_ENGINES, default="pytorch", help="what runs it, in float32 (default pytorch; onnxruntime is quicker)")
     add("--max-f1-loss", type=float, metavar="X", help=f"the gate, in percent points (default {gates}; other schemes have none)")
     add("--engine", choices=ENGINES, help="default: the interpreter, for an ExecuTorch bundle ExecuTorch; coreml needs a Mac")
-    add("--compute-unit", choices=UNITS, help="of Core ML (default all)")
+    add("--compute-unit", choices=UNITS, help="of Core ML (default: all; cpu for a .mlmodel, whose ids other units may round)")
     add("--threads", type=int, metavar="N", help="default: all usable cores")
     add("--cache", metavar="DIR", help="where logits are kept (default: below $XDG_CACHE_HOME/pocketqa)")
     add("--no-cache", action="store_true", help="keep no logits, use none")

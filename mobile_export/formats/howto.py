@@ -85,9 +85,13 @@ def _hurry(stem: str, package: str, executorch: bool) -> str:
     model = "" if executorch else f"2. Drag `{package}` into the project as well, so that Xcode compiles it. Nothing needs the class that it makes.\n"
     return (
         f"\n1. Put {files_of_folder} into a folder named `{stem}`, `golden.json` too if you run the test below,\n"
-        f"   and drag it into the Xcode project as a folder reference (blue).\n{model}"
+        "   and drag it into the Xcode project as a folder reference (blue). In Xcode 16 and later, select it there and uncheck\n"
+        f"   *Build Folder Contents* in the File inspector, or its files come into the app without their folder.\n{model}"
         f"{2 if executorch else 3}. Add `{SWIFT}` to the app's sources.\n"
-        f'{3 if executorch else 4}. Use it, with `Bundle.main.url(forResource: "{stem}", withExtension: nil)!` as the folder:'
+        f"{3 if executorch else 4}. Use it, with this as the folder, which finds the files either way:\n"
+        f'   `Bundle.main.url(forResource: "{stem}", withExtension: nil) ?? Bundle.main.resourceURL!`\n\n'
+        f"In a target whose *Default Actor Isolation* is `MainActor`, as in new projects since Xcode 26, put `{SWIFT}` into a local package or a\n"
+        "framework of its own (and import it), or set that to `nonisolated`: it would answer on the main thread, where it compiles at all."
     )
 
 

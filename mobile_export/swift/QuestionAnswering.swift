@@ -66,6 +66,7 @@ public struct ReaderSettings: Decodable {
 
     public struct Config: Decodable {
         public let package: String
+        public let scheme: String
         public let lengths: [Int]
         public let window: Window
         public let tokenizer: Tokenizer
@@ -78,6 +79,7 @@ public struct ReaderSettings: Decodable {
 
     public let config: Config
     public let noAnswer: NoAnswer
+    public let parent: String?  // sha256 of the weights that the model was made from
 
     public init(manifest: Data) throws {
         let decoder = JSONDecoder()
@@ -491,8 +493,8 @@ public final class CoreMLSpanModel: SpanModel {
 }
 
 extension QuestionReader {
-    /// `folder` holds manifest.json and vocab.txt, and the model: compiled by Xcode (.mlmodelc), compiled in the app's main bundle, or as it is in
-    /// `folder` (then compiled here, which takes seconds, and kept).
+    /// `folder` holds manifest.json and vocab.txt.  The model is the one in `folder`, compiled (.mlmodelc) or as it is (then compiled here, which takes
+    /// seconds, and kept), or else the one of its name that Xcode compiled into the app; it must be the one that the manifest is of.
     public static func load(from folder: URL, computeUnits: MLComputeUnits = .all) throws -> QuestionReader {
         let manifest = try Data(contentsOf: folder.appendingPathComponent("manifest.json"))
         let settings = try ReaderSettings(manifest: manifest)
@@ -502,16 +504,23 @@ extension QuestionReader {
         let url: URL
         if FileManager.default.fileExists(atPath: beside.path) {
             url = beside
-        } else if let inApp = Bundle.main.url(forResource: compiledName, withExtension: "mlmodelc") {
-            url = inApp
         } else if FileManager.default.fileExists(atPath: source.path) {
             url = try compiled(source, manifest: manifest)
+        } else if let inApp = Bundle.main.url(forResource: compiledName, withExtension: "mlmodelc") {
+            url = inApp
         } else {
             throw QuestionError.badBundle("no \(compiledName).mlmodelc in the app and no \(settings.config.package) in \(folder.path)")
         }
         let configuration = MLModelConfiguration()
         configuration.computeUnits = computeUnits
         let model = try MLModel(contentsOf: url, configuration: configuration)
+        let written = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String] ?? [:]
+        let expected: [(String, String?)] = [("pocketqa.checkpoint_sha256", settings.parent), ("pocketqa.scheme", settings.config.scheme)]
+        for (key, value) in expected {
+            if let found = written[key], let wanted = value, found != wanted {
+                throw QuestionError.badBundle("\(url.lastPathComponent) is another model than manifest.json is of: \(key) is \(found), not \(wanted)")
+            }
+        }
         return try QuestionReader(folder: folder, model: CoreMLSpanModel(model))
     }
 
@@ -608,13 +617,16 @@ extension QuestionReader {
             return ["\"\(expected.question)\": expected \(expected.windows.count) windows of other tokens, found \(windows.count)."]
         }
         let logits = try windows.map { try self.logits($0) }
-        let all = expected.windows.flatMap { $0.startLogits + $0.endLogits }
-        let allowed = tolerance * ((all.max() ?? 0) - (all.min() ?? 0))
+        var all: [Float] = []
         var largest: Float = 0
-        for (found, wanted) in zip(logits, expected.windows) {
-            for (a, b) in zip(found.start, wanted.startLogits) { largest = max(largest, abs(a - b)) }
-            for (a, b) in zip(found.end, wanted.endLogits) { largest = max(largest, abs(a - b)) }
+        for (window, (found, wanted)) in zip(windows, zip(logits, expected.windows)) {
+            let context = window.firstContext..<(window.firstContext + window.owned.count)
+            for place in [0] + Array(context) {  // [CLS] and the passage: other positions mean nothing, and padding may move them
+                all += [wanted.startLogits[place], wanted.endLogits[place]]
+                largest = max(largest, abs(found.start[place] - wanted.startLogits[place]), abs(found.end[place] - wanted.endLogits[place]))
+            }
         }
+        let allowed = tolerance * ((all.max() ?? 0) - (all.min() ?? 0))
         var problems: [String] = []
         if largest > allowed {
             problems.append("\"\(expected.question)\": logits differ by \(largest), at most \(allowed) is allowed.")

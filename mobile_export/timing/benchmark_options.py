@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mobile_export.formats.coreml_runtime import UNITS
 from mobile_export.timing.contestants import ENGINE_NAMES
 from mobile_export.timing.single_stream import MODES, OWN_MINIMUMS, Rules
 from pocketqa.arguments import verb_parser
@@ -22,7 +23,7 @@ modes (queries and seconds of each contestant; MLPerf Mobile's single-stream rul
 
 workloads:
   squad     questions of --data (default: the project's samples) in the lengths they have, windows of at most 384 tokens
-  fixed     windows of real text that hold exactly so many tokens (--lengths)
+  fixed     windows of real text that hold exactly so many tokens (--lengths); bundles that would pad them sit it out
   stsb DIR  every sentence pair of DIR/dev.tsv (GLUE STS-B) once, unpadded, beside the paper's 668 s and 410 s
 
 Every contestant has a process of its own, pinned to as many cores as it has threads; each query goes to all of them, in an order drawn anew,
@@ -135,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--engines", metavar="E,E", help=engines)
     add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
     workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training or service, which have a --help of their own"
+    units = "of Core ML, on a Mac: its bundles race by themselves, on as many threads as it likes (default: %(default)s)"
+    add("--compute-unit", choices=tuple(UNITS), default="cpu", help=units)
     add("--workload", nargs="+", default=[], metavar="W", help=workloads)
     add("--lengths", default="128,384", metavar="N,N", help="of the workload fixed, in tokens (default: %(default)s)")
     add("--data", metavar="FILE", help="SQuAD-format file for squad and fixed (default: the project's own samples)")

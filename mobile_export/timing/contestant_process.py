@@ -39,7 +39,7 @@ class Answering:
         self._cpu = 0.0
         self._waited: float | None = None
 
-    def open(self, path: str, form: str, engine: str, precision: str, threads: int, cores: Sequence[int]) -> JSON:
+    def open(self, path: str, form: str, engine: str, precision: str, threads: int, unit: str, cores: Sequence[int]) -> JSON:
         """Pin, import, load."""
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
@@ -47,7 +47,7 @@ class Answering:
         _import_engine(folder, engine)
         started, memory_before, fetched_before = time.time() - self._born, status_mib("VmRSS"), fetched_bytes()
         began = time.perf_counter()
-        self._reader = _open(folder, form, engine, precision, threads)
+        self._reader = _open(folder, form, engine, precision, threads, unit)
         load = time.perf_counter() - began
         fetched_after = fetched_bytes()
         fetched = None if fetched_before is None or fetched_after is None else (fetched_after - fetched_before) / MIB
@@ -175,7 +175,7 @@ def _import_engine(folder: Path, engine: str) -> None:
         importlib.import_module("mobile_export.formats.executorch" if engine == "executorch" else "mobile_export.formats.coreml_runtime")
 
 
-def _open(folder: Path, form: str, engine: str, precision: str, threads: int) -> Reader:
+def _open(folder: Path, form: str, engine: str, precision: str, threads: int, unit: str) -> Reader:
     """Tokenizer and engine, without the hashes that the parent has compared already: a reader that asks for them would warm a cold cache."""
     from pocketqa.features import Tokenizer
     from pocketqa.folders import ModelFolder
@@ -197,7 +197,7 @@ def _open(folder: Path, form: str, engine: str, precision: str, threads: int) ->
         return Reader(Tokenizer(bundle.tokenizer), ExecuTorchRuntime(bundle.package, threads))
     from mobile_export.formats.coreml_runtime import CoreMLRuntime
 
-    return Reader(Tokenizer(bundle.tokenizer), CoreMLRuntime.open(bundle.package, bundle.lengths, bundle.scheme))
+    return Reader(Tokenizer(bundle.tokenizer), CoreMLRuntime.open(bundle.package, bundle.lengths, bundle.scheme, unit))
 
 
 def _open_int8(model: ModelFolder, engine: str, threads: int) -> Runtime:

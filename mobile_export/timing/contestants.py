@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketqa.errors import EngineError, OptionsError
@@ -25,7 +26,8 @@ class Contestant:
 
     name: of the model; role: "teacher", "student", ...; precision: asked for (the process reports what it computes in); lengths: fixed window
     lengths that it takes, None for any; origin: WEIGHTS or CONFIGURATION (seeded random values: latency and size do not depend on them);
-    zeros: given so many ids 0 in place of every query, which reproduces a published measurement.
+    zeros: given so many ids 0 in place of every query, which reproduces a published measurement; unit: of Core ML, which decides on its threads
+    itself; "" for every other engine.
     """
 
     name: str
@@ -39,11 +41,12 @@ class Contestant:
     lengths: tuple[int, ...] | None = None
     origin: str = WEIGHTS
     zeros: int = 0
+    unit: str = ""
 
     @property
     def label(self) -> str:
         """ "student, onnxruntime fp32": unique among the contestants of one race, which all have the same number of threads."""
-        return f"{self.name}, {self.engine} {self.precision}"
+        return f"{self.name}, {self.engine}{self.unit and f'-{self.unit}'} {self.precision}"
 
     @property
     def tokenizer(self) -> Path:
@@ -86,13 +89,29 @@ def folder_contestant(folder: str | Path, engine: str, threads: int, *, name: st
     return Contestant(name, model.path, named, precision, threads, sha256_file(model.weights), role, origin=origin)
 
 
-def bundle_contestant(folder: str | Path, threads: int, *, name: str = "", role: str = "") -> Contestant:
-    """A bundle in the engine that runs its format.  Raises FolderError."""
+def bundle_contestant(folder: str | Path, threads: int, *, name: str = "", role: str = "", unit: str = "cpu") -> Contestant:
+    """A bundle in the engine that runs its format; unit: where that is Core ML.  Raises FolderError."""
     from mobile_export.bundle import open_bundle
 
     bundle = open_bundle(Path(folder))
     engine = BUNDLE_ENGINES[str(bundle.manifest.config["format"])]
-    return Contestant(name or bundle.name, bundle.path, engine, bundle.scheme, threads, bundle.model_hash, role, "bundle", tuple(bundle.lengths))
+    made = Contestant(name or bundle.name, bundle.path, engine, bundle.scheme, threads, bundle.model_hash, role, "bundle", tuple(bundle.lengths))
+    return replace(made, unit=unit) if engine == "coreml" else made
+
+
+def told_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Contestants with names of their own: those of one label add the shortest end of their paths that differs."""
+    labels = [contestant.label for contestant in contestants]
+
+    def named(contestant: Contestant) -> Contestant:
+        alike = [c.path.resolve().parts for c in contestants if c.label == contestant.label]
+        if labels.count(contestant.label) == 1:
+            return contestant
+        own = contestant.path.resolve().parts
+        enough = next((n for n in range(1, len(own)) if sum(parts[-n:] == own[-n:] for parts in alike) == 1), 1)
+        return replace(contestant, name=f"{contestant.name} ({'/'.join(own[-enough:])})")
+
+    return [named(contestant) for contestant in contestants]
 
 
 def is_bundle(folder: str | Path) -> bool:

@@ -26,9 +26,10 @@ from mobile_export.timing.single_stream import (
     Seconds,
     missed_minimums,
 )
-from mobile_export.timing.workloads import STSB_PAIRS
+from mobile_export.timing.workloads import STSB_PAIRS, Workload
 from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
+from pocketqa.reporting.mobile_tables import UNLIKE
 from pocketqa.results import DEVICE, check_device
 from pocketqa.runs import RunFile, TimingSummary, mean_ratio, median_ratio, read, summarise_times, timing_results
 from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval, percentile_interval
@@ -58,12 +59,13 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
     entries = {entry.contestant.label: entry for entry in race.entries}
     pairs = compared(race.entries)
     ratios = {name: _ratios(a, b) for name, (a, b) in pairs.items()}
-    problems = race.problems()
+    unit = race.entries[0].contestant.unit
+    problems, tokens = race.problems(), {label: _tokens(entry) for label, entry in entries.items()}
     rules = {"queries": race.rules.queries, "seconds": race.rules.seconds, "max_seconds": race.rules.max_seconds, "percentile": PERCENTILE}
     extra: JSON = {
         "mode": WHOLE_PASS if race.workload.whole else race.rules.mode,
         "rules": {**rules, "source": SOURCE, "valid": not problems, "problems": problems},
-        "threads": race.entries[0].contestant.threads,
+        "threads": None if unit else race.entries[0].contestant.threads,
         "cores": {"pinned": len(race.cores), "machine": machine_cores()},
         "seed": race.seed,
         "interrupted": race.interrupted,
@@ -71,7 +73,7 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
         "seconds": {label: round(float(entry.seconds().sum()), 3) for label, entry in entries.items()},
         "stages": {label: {stage: summarise_times(entry.seconds(stage)).to_json() for stage in STAGES} for label, entry in entries.items()},
         "quantiles": {label: [round(float(q) * 1e3, 3) for q in np.percentile(entry.seconds(), range(101))] for label, entry in entries.items()},
-        "tokens": {label: _tokens(entry) for label, entry in entries.items()},
+        "tokens": tokens,
         "lengths": [race.workload.windows.max_tokens],  # of every window, or the longest where they vary
         "load_seconds": {label: _loads(entry) for label, entry in entries.items()},
         "first_run_seconds": {label: {"cold": _rounded(entry.first_cold), "warm": _rounded(entry.first_warm)} for label, entry in entries.items()},
@@ -81,11 +83,11 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
         "origin": {label: entry.contestant.origin for label, entry in entries.items()},
         "p90_ratios": {name: found["p90"].to_json() for name, found in ratios.items()},
         "forward_ratios": {name: found["forward"].to_json() for name, found in ratios.items()},
-        "verdicts": {name: verdict(ratios[name]["p50"], a.contestant.label, b.contestant.label) for name, (a, b) in pairs.items()},
+        "verdicts": {name: _verdict(ratios[name]["p50"], a, b, race.workload) for name, (a, b) in pairs.items()},
         "busy": race.load.reasons() != [],
         "load": race.load.to_json(),
         "restless": {label: entry.restless for label, entry in entries.items()},
-        "device": device or server_device(),
+        "device": device or server_device() | ({"compute_unit": unit} if unit else {}),
     }
     if race.workload.whole:
         extra |= _whole_pass(race)
@@ -111,6 +113,13 @@ def verdict(ratio: Interval, first: str, second: str) -> str:
     if ratio.low <= 1 <= ratio.high:
         return "no verdict: the interval of the ratio includes 1"
     return f"{second} is faster" if ratio.low > 1 else f"{first} is faster"
+
+
+def _verdict(ratio: Interval, first: Entry, second: Entry, workload: Workload) -> str:
+    """None either where windows are said to have one length and one contestant computes another: padding, or zeros in place of a window."""
+    a, b = first.contestant.label, second.contestant.label
+    unlike = workload.fixed_length and [sample.positions for sample in first.samples] != [sample.positions for sample in second.samples]
+    return UNLIKE if unlike else verdict(ratio, a, b)
 
 
 def percentile_ratio(first: Seconds, second: Seconds, percentile: float = PERCENTILE, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

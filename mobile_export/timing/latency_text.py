@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 
 from mobile_export.timing.latency import STAGES
+from pocketqa.reporting.mobile_tables import added_memory, padding_remarks
 from pocketqa.reporting.tables import interval, table
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
 MEGABYTE = 1e6
 RATIO_HEAD = ("ratio: how many times longer the first takes", "p50 [95 %]", "p90", "forward p50", "verdict")
-RACE_HEAD = ("contestant", "p90 ms", "p50", "mean", *STAGES, "load cold s", "warm s", "first query s", "peak MiB")
+RACE_HEAD = ("contestant", "p90 ms", "p50", "mean", *STAGES, "load cold s", "warm s", "first query s", "peak MiB", "of that added MiB")
 
 
 def megabytes(count: int) -> str:
@@ -22,6 +23,11 @@ def megabytes(count: int) -> str:
 def threads_text(count: int) -> str:
     """ "1 thread", "2 threads" """
     return f"{count} {'thread' if count == 1 else 'threads'}"
+
+
+def threads_or_unit(threads: int | None, unit: str) -> str:
+    """ "2 threads", or "compute unit ne" where Core ML decides on its threads."""
+    return f"compute unit {unit}" if unit or threads is None else threads_text(threads)
 
 
 def size_lines(sizes: dict[str, JSON]) -> list[str]:
@@ -39,13 +45,14 @@ def race_lines(results: JSON) -> list[str]:
     """Rules, times, ratios, remarks, and the flag of a busy machine."""
     rules = results["rules"]
     state = "valid" if rules["valid"] else f"NOT VALID: {'; '.join(rules['problems'])}"
-    lines = ["", results["workload"], f"{threads_text(results['threads'])}, {results['mode']}: {state}", ""]
+    where = threads_or_unit(results["threads"], "" if results["threads"] else results["device"]["compute_unit"])
+    lines = ["", results["workload"], f"{where}, {results['mode']}: {state}", ""]
     lines += table(RACE_HEAD, [_row(results, label) for label in results["timings"]])
     if results["ratios"]:
         lines += ["", *table(RATIO_HEAD, [_ratio_row(results, name) for name in results["ratios"]])]
     warm_ups = {label: found for label, found in results["warm_up"].items() if isinstance(found, dict)}
     lines += [f"{label}: its times had not settled after {found['queries']} queries" for label, found in warm_ups.items() if not found["steady"]]
-    return [*lines, *results.get("remarks", []), *busy_lines(results)]
+    return [*lines, *padding_remarks(results), *results.get("remarks", []), *busy_lines(results)]
 
 
 def busy_lines(results: JSON) -> list[str]:
@@ -59,7 +66,8 @@ def busy_lines(results: JSON) -> list[str]:
 def _row(results: JSON, label: str) -> list[str]:
     timing, loads = results["timings"][label], results["load_seconds"][label]
     times = [timing["p90"], timing["p50"], timing["mean"], *(results["stages"][label][stage]["p50"] for stage in STAGES)]
-    rest = (loads["cold"], loads["warm"], results["first_run_seconds"][label]["cold"], results["peak_memory_mib"][label]["peak"])
+    memory = results["peak_memory_mib"][label]
+    rest = (loads["cold"], loads["warm"], results["first_run_seconds"][label]["cold"], memory["peak"], added_memory(memory))
     return [label, *(f"{value:.2f}" for value in times), *("" if value is None else f"{value:.2f}" for value in rest)]
 
 

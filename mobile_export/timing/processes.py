@@ -159,6 +159,7 @@ class Process:
                     "engine": contestant.engine,
                     "precision": contestant.precision,
                     "threads": contestant.threads,
+                    "unit": contestant.unit,
                     "cores": self._cores,
                 }
             }

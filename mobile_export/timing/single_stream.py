@@ -242,7 +242,7 @@ def _check(contestants: Sequence[Contestant], workload: Workload) -> int:
         problems.append("expected at least one contestant, found none")
     labels = [contestant.label for contestant in contestants]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        problems.append(f"{', '.join(twice)}: given twice; give each model a name of its own")
+        problems.append(f"{', '.join(twice)}: given twice; name each model once")
     if len({contestant.threads for contestant in contestants}) > 1:
         problems.append("contestants of one race must have the same number of threads")
     longest = workload.windows.max_tokens

@@ -1,6 +1,7 @@
 """What the contestants of a benchmark are asked: lists of queries, made once and given to every contestant alike.
 
-    squad     questions on their passages, in the lengths in which SQuAD has them, windows of at most 384 tokens
+    squad     questions on their passages, in the lengths in which SQuAD has them, windows of at most 384 tokens, padded only where a program
+              takes fixed lengths
     fixed     windows of real text that hold exactly 128 or 384 tokens, as MLPerf Mobile and the phones of the DistilBERT paper take them
     stsb      every pair of GLUE's STS-B development file once, unpadded (the CPU experiment of the DistilBERT paper, table 3)
 
@@ -79,7 +80,7 @@ def squad_workload(
     kept = [e for e in examples if tokenizer is None or tokenizer.count_tokens(e.question) <= options.max_question_tokens]
     if not kept:
         raise DataError(f"{data.name}: expected at least one question of at most {options.max_question_tokens} tokens, found none.")
-    shown = f"{len(kept):,} questions of {data.name}, unpadded windows of at most {max_tokens} tokens"
+    shown = f"{len(kept):,} questions of {data.name}, windows of at most {max_tokens} tokens"
     if len(kept) < len(examples):
         shown += f"; {len(examples) - len(kept):,} longer questions left out"
     queries = tuple(Query(example.question, example.context) for example in kept)

@@ -24,7 +24,10 @@ TOLERANCE = {"fp32": 0.005, "fp16": 0.02, "int8": 0.15}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Question:
-    """Logits of one golden question, all windows joined: positions S, unpadded."""
+    """Logits of one golden question, all windows joined: positions S, those of [CLS] and of passage tokens.
+
+    The others mean nothing, and padding may move them: MobileBERT mixes each position with the next one, so the last [SEP] with [PAD].
+    """
 
     about: str
     found: Values  # (2, S) start and end
@@ -76,9 +79,12 @@ def _other_texts(reader: Reader, texts: Sequence[JSON]) -> list[str]:
 
 def _joined(encoded: Encoded, logits: SpanLogits, number: int, question: JSON) -> _Question:
     first, last = encoded.ranges[number]
-    sizes = [len(window) for window in encoded.windows[first:last]]
-    found = [np.concatenate([part[first + w, :size] for w, size in enumerate(sizes)]) for part in (logits.start, logits.end)]
-    golden = [np.concatenate([window[name] for window in question["windows"]]) for name in ("start_logits", "end_logits")]
+    meant = [np.flatnonzero(window.context_mask | (np.arange(len(window)) == 0)) for window in encoded.windows[first:last]]
+    found = [np.concatenate([part[first + w, places] for w, places in enumerate(meant)]) for part in (logits.start, logits.end)]
+    golden = [
+        np.concatenate([np.array(window[name])[places] for window, places in zip(question["windows"], meant, strict=True)])
+        for name in ("start_logits", "end_logits")
+    ]
     return _Question(_about(question), np.array(found, dtype=np.float64), np.array(golden, dtype=np.float64))
 
 

@@ -22,11 +22,12 @@ VERIFICATION_HEAD = (
 COMPRESSION_HEAD = ("schemes of the weights", "weights", "F1", "F1 lost [95 %]", "")
 LATENCY_HEAD = (
     "contestant", "queries", "p50", "p90", "p99", "tokenise + forward + decode", "load cold", "load warm", "first query cold", "first query warm",
-    "peak memory",
+    "peak memory", "of that for model and run",
 )  # fmt: skip
 RATIO_HEAD = ("how many times longer the first takes", "p50 [95 %]", "p90 [95 %]", "forward p50 [95 %]", "verdict")
 SIZE_HEAD = ("contestant", "package", "weights", "zipped", "measured")
 AUDIT_HEAD = ("claim", "source", "published artefact", "ours", "conditions", "compares like with like")
+UNLIKE = "no verdict: they compute other numbers of positions"
 FEW_GROUPS = 4  # groups of weights whose schemes are listed one by one
 
 
@@ -136,14 +137,14 @@ def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
         [f"{device_text(r)}; {rules_text(r)}. {origin}", *(line.removeprefix("- ") + "." for line in busy_lines(run))],
         table_if_any(LATENCY_HEAD, (_latency_row(run, label) for label in r["timings"])),
         table_if_any(RATIO_HEAD, _ratio_rows(r)),
-        [f"- {remark}" for remark in r.get("remarks", [])],
+        [f"- {remark}" for remark in (*padding_remarks(r), *r.get("remarks", []))],
     ]
 
 
 def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
     """Milliseconds of one question (p50 / p90), by weights, engine and precision: of races on questions the longest on a quiet machine over the
     fewest threads; where the longest was on a busy machine, that is said."""
-    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad")}
+    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad") and run.results["threads"]}
     times: dict[tuple[str, str, str], str] = {}
 
     def worth(item: tuple[str, RunFile]) -> tuple[object, ...]:
@@ -244,9 +245,9 @@ def _latency_row(run: RunFile, label: str) -> tuple[str, ...]:
     times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
     loads = (r.get(key, {}).get(label, {}).get(kind) for key in ("load_seconds", "first_run_seconds") for kind in ("cold", "warm"))
     seconds = ("" if value is None else f"{value:.2f} s" for value in loads)
-    memory = r.get("peak_memory_mib", {}).get(label)
-    peak = memory.get("peak") if isinstance(memory, dict) else memory
-    cells = (f"{t['count']:,}", *times, f"{split} {t['unit']}", *seconds, "" if peak is None else f"{peak:,.0f} MiB")
+    memory = r.get("peak_memory_mib", {}).get(label) or {}
+    memories = ("" if value is None else f"{value:,.0f} MiB" for value in (memory.get("peak"), added_memory(memory)))
+    cells = (f"{t['count']:,}", *times, f"{split} {t['unit']}", *seconds, *memories)
     return (f"{label}{_weights(run, label)}", *cells)
 
 
@@ -254,7 +255,28 @@ def _ratio_rows(r: JSON) -> Iterable[tuple[str, ...]]:
     for name, ratio in r["ratios"].items():
         others = (r.get(key, {}).get(name) for key in ("p90_ratios", "forward_ratios"))
         cells = ("" if found is None else interval(Interval.from_json(found)) for found in (ratio, *others))
-        yield (name, *cells, str(r.get("verdicts", {}).get(name, "")))
+        unlike = _workload(r).startswith("fixed") and len({_positions(r, label) for label in name.split(" / ")}) > 1
+        yield (name, *cells, UNLIKE if unlike else str(r.get("verdicts", {}).get(name, "")))
+
+
+def added_memory(memory: JSON) -> float | None:
+    """MiB of the peak that were not there before the model was loaded: libraries of an engine differ, and phones have others."""
+    known = memory.get("peak") is not None and memory.get("before_load") is not None
+    return float(memory["peak"] - memory["before_load"]) if known else None
+
+
+def padding_remarks(r: JSON) -> list[str]:
+    """Who computed more positions than there were tokens."""
+    padded = {label: found for label, found in r.get("tokens", {}).items() if found["positions"] > found["mean"]}
+    return [
+        f"{label}: computes {found['positions']:,.1f} positions a query for {found['mean']:,.1f} tokens, since its program takes fixed lengths"
+        for label, found in padded.items()
+    ]
+
+
+def _positions(r: JSON, label: str) -> float | None:
+    found = r.get("tokens", {}).get(label)
+    return None if found is None else float(found["positions"])
 
 
 def _sizes(run: RunFile, origin: str) -> dict[str, tuple[str, ...]]:
@@ -272,7 +294,9 @@ def _weights(run: RunFile, label: str) -> str:
 
 def _threads(r: JSON) -> str:
     count = r.get("threads")
-    return "threads not said" if count is None else f"{count} {'thread' if count == 1 else 'threads'}"
+    if count is None:
+        return f"compute unit {r['device']['compute_unit']}" if "device" in r else "threads not said"
+    return f"{count} {'thread' if count == 1 else 'threads'}"
 
 
 def _workload(r: JSON) -> str:

@@ -21,9 +21,13 @@ from mobile_export.formats.metadata import carried_metadata
 from mobile_export.formats.vectors import AWKWARD_TEXTS, golden_vectors, read_vectors
 from mobile_export.interpreter.mlprogram import open_program
 from mobile_export.targets import TARGETS
+from mobile_export.verification.golden import replay_vectors
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, OptionsError
 from pocketqa.features import Tokenizer
-from pocketqa.types import NoAnswer, WindowOptions
+from pocketqa.folders import ModelFolder
+from pocketqa.reader import Reader
+from pocketqa.runtimes import Runtime, open_runtime
+from pocketqa.types import Batch, NoAnswer, SpanLogits, WindowOptions
 from tests.mobile_export.bundles import SPECIFICATION, bundle_of, copy_of_bundle
 from tests.packaged import model_folder
 
@@ -203,6 +207,31 @@ def test_golden_vectors_are_what_transformers_computes(bundle: Bundle) -> None:
         assert units[2 * answer["utf16_start"] : 2 * answer["utf16_end"]].decode("utf-16-le") == answer["text"]
         assert 0 < answer["score"] <= 1
         assert question["gap"] >= 0
+
+
+class Shifting:
+    """Another runtime's logits, moved at the last position of each window or at that of [CLS]."""
+
+    def __init__(self, inner: Runtime, place: int) -> None:
+        self._inner, self._place = inner, place
+        self.lengths, self.max_batch, self.info = inner.lengths, inner.max_batch, inner.info
+
+    def forward(self, batch: Batch) -> SpanLogits:
+        logits = self._inner.forward(batch)
+        for row, length in enumerate(batch.mask.sum(axis=1)):
+            logits.start[row, (0, length - 1)[self._place]] += 50
+        return logits
+
+
+def test_only_positions_that_mean_something_are_held_against_golden_vectors(bundle: Bundle) -> None:
+    inner, tokenizer, vectors = (
+        open_runtime(ModelFolder(model_folder("distilbert")), "pytorch"),
+        Tokenizer(bundle.tokenizer),
+        read_vectors(bundle.golden),
+    )
+    found = [replay_vectors(Reader(tokenizer, Shifting(inner, place)), vectors, "fp16") for place in (0, 1)]
+    assert "logits differ from the checkpoint's" in found[0]["problems"][0]  # [CLS]
+    assert found[1]["problems"] == [] and found[1]["share"] < 0.005  # the last [SEP]
 
 
 def test_answers_beyond_an_emoji_are_counted_in_utf16(bundle: Bundle) -> None:

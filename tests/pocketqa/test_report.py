@@ -452,6 +452,32 @@ def test_races_with_devices_ratios_and_loads(project):
     assert "- a pass takes 410 s\n" in page
 
 
+def test_a_race_of_unlike_work_has_no_verdict_and_says_what_is_padded(project):
+    tokens = {"teacher, onnxruntime fp32": {"mean": 128.0, "positions": 384.0}, "student, onnxruntime fp32": {"mean": 128.0, "positions": 128.0}}
+    memory = {label: {"peak": 300.0, "before_load": 220.0} for label in tokens}
+    folder = project(mobile_runs.race(tokens=tokens, peak_memory_mib=memory, workload="fixed-128: windows of exactly 128 tokens"))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
+    assert "| no verdict: they compute other numbers of positions |" in row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 |")
+    assert page.count("since its program takes fixed lengths") == 1
+    assert "- teacher, onnxruntime fp32: computes 384.0 positions a query for 128.0 tokens" in page
+    assert "| 300 MiB | 80 MiB |" in row(page, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` | 101 |")
+
+
+def test_questions_have_a_verdict_though_padding_is_part_of_their_time(project):
+    tokens = {"teacher, onnxruntime fp32": {"mean": 90.0, "positions": 384.0}, "student, onnxruntime fp32": {"mean": 90.0, "positions": 90.0}}
+    folder = project(mobile_runs.race(tokens=tokens))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "the student is faster" in page and "computes 384.0 positions a query for 90.0 tokens" in page
+
+
+def test_core_ml_is_said_to_decide_on_its_threads(project):
+    folder = project(mobile_runs.race("mac", (("student", "coreml-ne fp16", 2.0),), threads=None, device=mobile_runs.SERVER | {"compute_unit": "ne"}))
+    report.main([])
+    assert "### squad, compute unit ne, full" in (folder / "RESULTS.md").read_text(encoding="utf-8")
+
+
 def test_the_newest_race_comes_first_and_bytes_once_though_threads_differ(project):
     older = replace(mobile_runs.race("two threads", threads=2), created="2026-01-01T00:00:00Z")
     folder = project(older, mobile_runs.race())

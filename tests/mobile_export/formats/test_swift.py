@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from mobile_export.checkpoint.checkpoints import open_checkpoint
 from mobile_export.formats import howto
+from mobile_export.formats.metadata import user_metadata
 from mobile_export.targets import TARGETS
 from mobile_export.verification.golden import TOLERANCE
 from pocketqa.spans import whole_characters
+from tests.packaged import model_folder
 
 SWIFT = Path(howto.__file__).parents[1] / "swift" / "QuestionAnswering.swift"
 CATEGORIES = {".nonspacingMark": "Mn", ".enclosingMark": "Me", ".spacingMark": "Mc"}
@@ -92,6 +95,23 @@ def test_an_actor_loads_beside_its_caller_and_may_hand_answers_over(tmp_path: Pa
     assert "init(folder: URL) async throws {" in text and "try await Questions(folder: folder)" in text
     assert "private var reader: QuestionReader!" in text  # whole before it loads, so that the load is on the actor
     assert "public struct Answer: Equatable, Sendable {" in swift
+
+
+def test_the_model_beside_a_manifest_goes_before_one_in_the_app_and_must_be_the_manifests() -> None:
+    load = SWIFT.read_text(encoding="utf-8").split("public static func load(")[1].split("private static func compiled(")[0]
+    places = ["fileExists(atPath: beside.path)", "fileExists(atPath: source.path)", "Bundle.main.url(forResource: compiledName"]
+    assert sorted(places, key=load.index) == places
+    checkpoint = open_checkpoint(str(model_folder("distilbert")))
+    written = user_metadata(checkpoint, TARGETS["ios16"], [384], "standard", "fp16")
+    compared = re.findall(r'\("(pocketqa\.\w+)", settings\.([\w.]+)\)', load)
+    assert compared == [("pocketqa.checkpoint_sha256", "parent"), ("pocketqa.scheme", "config.scheme")]
+    assert [written[key] for key, _ in compared] == [checkpoint.sha256, "fp16"]
+
+
+def test_the_folder_is_found_whether_xcode_keeps_it_or_not(tmp_path: Path) -> None:
+    text = written(tmp_path, "fp16")
+    assert text.count('Bundle.main.url(forResource: "Tiny", withExtension: nil) ?? Bundle.main.resourceURL') == 2
+    assert "*Build Folder Contents*" in text and "*Default Actor Isolation*" in text
 
 
 def test_what_an_app_asks_wrongly_is_thrown_and_what_it_compiles_is_kept() -> None:

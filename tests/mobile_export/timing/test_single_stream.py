@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobile_export.benchmark import heats_of
 from mobile_export.timing import machine_load
-from mobile_export.timing.contestants import Contestant, model_contestant, parse_engine
-from mobile_export.timing.latency import percentile_ratio, verdict
+from mobile_export.timing.contestants import Contestant, model_contestant, parse_engine, told_apart
+from mobile_export.timing.latency import percentile_ratio, race_results, verdict
 from mobile_export.timing.machine_load import Load, Snapshot, drift, pick_cores, spread
 from mobile_export.timing.processes import Process, drop_from_cache
 from mobile_export.timing.single_stream import MODES, Race, Rules, broken_rules, is_warm, query_order, race, seconds_left
@@ -353,6 +354,42 @@ def test_a_race_stops_where_a_contestant_has_had_its_time() -> None:
     done = race(pair()[:1], squad_workload(limit=4), Rules("full", 10_000, 60.0, max_seconds=0.05), cold=False)
     assert 0.05 <= done.entries[0].seconds().sum() < 5
     assert len(done.problems()) == 2
+
+
+def test_who_races_on_what(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, _ = pair()
+    fixed = replace(plain, name="fixed", lengths=(32, 128))
+    core_ml = replace(plain, name="ml", engine="coreml", lengths=(32,), unit="ne")
+    assert core_ml.label == "ml, coreml-ne fp32"
+    any_length, short, equal = workload(), workload(windows=WindowOptions(64, 10, 10), fixed_length=64), workload(fixed_length=32)
+    heats = heats_of([plain, fixed, core_ml], [any_length, short, equal], (1, 2))
+    assert [([c.name for c in racing], [c.threads for c in racing], work is any_length) for racing, work in heats] == [
+        (["tiny-bert", "fixed"], [1, 1], True),
+        (["tiny-bert", "fixed"], [2, 2], True),
+        (["ml"], [1], True),  # on as many threads as Core ML likes
+        (["tiny-bert"], [1], False),
+        (["tiny-bert"], [2], False),
+        (["tiny-bert", "fixed"], [1, 1], False),
+        (["tiny-bert", "fixed"], [2, 2], False),
+        (["ml"], [1], False),
+    ]
+    said = capsys.readouterr().err
+    assert "fixed, onnxruntime fp32: takes windows of 32 or 128 tokens, so it is left out of w" in said and said.count("left out") == 2
+
+
+def test_contestants_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / "model", tmp_path / "old" / "model", tmp_path / "other"]
+    made = [replace(pair()[0], path=path) for path in paths]
+    assert [c.name for c in told_apart(made)] == ["tiny-bert (new/model)", "tiny-bert (old/model)", "tiny-bert (other)"]
+    assert told_apart(pair()) == pair()
+
+
+def test_no_verdict_where_positions_differ() -> None:
+    first, _ = pair()
+    done = race([first, replace(first, name="zeros", zeros=8)], workload(fixed_length=32), LITTLE, cold=False)
+    found = race_results(done, {})
+    assert list(found["verdicts"].values()) == ["no verdict: they compute other numbers of positions"]
+    assert found["threads"] == 1 and found["device"]["compute_unit"] == "cpu"
 
 
 def test_contestants_that_cannot_be_compared_are_refused() -> None:
