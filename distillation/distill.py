@@ -13,7 +13,8 @@ between layers look at the first.  An inverted-bottleneck teacher for MobileBERT
 `pocketqa pretrain`.  Some text is kept apart, and the losses on it are printed at the end and, with --evaluate-every, on the way.  A stopped run goes
 on when the same command is given again.
 
-Departures from MobileBERT's release: AdamW instead of LAMB, one schedule over all phases, no next-sentence loss.
+Departures from MobileBERT's release: AdamW instead of LAMB, one schedule over all phases, no next-sentence loss, layers below the one that learns
+frozen (there: a tenth of the learning rate).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distillation.knowledge.distill_losses import StepBatch, loss_function, measure, trains_head
+from distillation.knowledge.distill_losses import StepBatch, final_loss, loss_function, measure, trains_head
 from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling, students
@@ -98,7 +99,7 @@ def distill(job: Job) -> JSON:
         found = measure(trained, teachers, corpus, apart, recipe, len(plan))
         processes.say(_say_losses(found))
         scores.append(found)
-        return -found["loss"]
+        return -final_loss(found, recipe)
 
     loss_of = loss_function(trained, teachers, recipe, len(plan))
     keeping = dataclasses.replace(stage.keeping, parent=_parent(job), seed=recipe.seed)

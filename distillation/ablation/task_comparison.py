@@ -28,7 +28,7 @@ from distillation.ablation import task_cost
 from distillation.ablation.ablation_plan import PREFIX, PRESETS
 from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words, content_of, contents_of, identity_of
 from distillation.glue.classification import Task, task_named
-from distillation.glue.tasks import find_file
+from distillation.glue.tasks import find_file, task_folder
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.folders import ModelFolder, sha256_file
@@ -105,7 +105,7 @@ def choose(
     planned, left_out = [], []
     for name in (name for name in entries if name in names):
         task, entry = task_named(name), entries[name]
-        folder = next((folder for folder in folders if (Path(folder) / name).is_dir()), None)
+        folder = next((folder for folder in folders if task_folder(Path(folder), task)), None)
         if folder is None:
             left_out.append(f"{name} (no folder {name} in {' or '.join(Path(folder).name for folder in folders)})")
             continue

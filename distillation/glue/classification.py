@@ -112,9 +112,14 @@ class TaskBatch:
         return TaskBatch(self.ids.to(device), self.token_types.to(device), self.mask.to(device), self.labels.to(device), teacher, self.tokens)
 
 
+def plain_name(text: str) -> str:
+    """ "SST-2", "sst_2" and "sst2" alike."""
+    return text.lower().replace("-", "").replace("_", "")
+
+
 def task_named(name: str) -> Task:
     """The task of a name, written in any of the usual ways ("SST-2", "sst2", "sts-b").  Raises OptionsError with the names there are."""
-    found = TASKS.get(name.lower().replace("-", "").replace("_", ""))
+    found = TASKS.get(plain_name(name))
     if found is None:
         raise OptionsError(f"Expected one of the tasks {', '.join(TASKS)}, found {name!r}.")
     return found

@@ -20,7 +20,7 @@ class TaskRecipe(Recipe):
 
     epochs: float = setting(3.0, "passes over the data; a fraction takes the first batches of a pass", above=0)
     batch_rows: int = setting(32, "examples of one optimiser step, however many micro-batches and processes share them", least=1)
-    learning_rate: float = setting(1e-4, "largest learning rate; linear warm-up, then linear to 0", above=0)
+    learning_rate: float = setting(1e-4, "largest learning rate, after a linear warm-up", above=0)
     warmup: float = share(0.1, "share of all steps in which the learning rate rises")
     beta2: float = share(0.999, "AdamW's second decay")
     head_dropout: float = share(0.1, "before the classifier")

@@ -1,6 +1,7 @@
-"""Reading the examples of a task: tab-separated files with a header as GLUE's, CSV files, or a data set of the Hugging Face Hub.
+"""Reading the examples of a task: tab-separated files as GLUE distributes them, CSV files, or a data set of the Hugging Face Hub.
 
-Tab-separated files have no quoting: a quotation mark is a character like any other.  CSV files are quoted in the usual way.
+Tab-separated files have no quoting: a quotation mark is a character like any other.  CSV files are quoted in the usual way.  There is a header,
+but for GLUE's own files of CoLA.  Folders of tasks have their names in any of the usual ways (CoLA, cola; SST-2, sst2).
 Both may be compressed (.gz, .bz2, .xz).  A label is the id of a class or its name; for STS-B a number.
 """
 
@@ -20,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distillation.glue.classification import Task, TextExample
+from distillation.glue.classification import Task, TextExample, plain_name
 from pocketqa.errors import DataError, MissingExtra
 
 DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 FORMATS = (".tsv", ".csv")
+HEADERLESS = {"cola": ("source", "label", "mark", "sentence")}  # as GLUE distributes it
+TORN = ("qqp",)  # whose distributed file has rows that lost columns
 ENDINGS = tuple(f"{form}{packed}" for form in FORMATS for packed in ("", *DECOMPRESSORS))
 
 
@@ -57,7 +60,7 @@ def find_file(source: str, task: Task, split: str) -> Path | None:
         if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (*FORMATS, *DECOMPRESSORS):
             raise DataError(f"Expected a file or folder of {task.title} at {source}, found nothing.")
         return None
-    places = [folder for folder in (path / task.name, path) if folder.is_dir()]
+    places = [folder for folder in (task_folder(path, task), path) if folder]
     for folder in places:
         for name in (split, f"{split}.full"):
             for ending in ENDINGS:
@@ -65,6 +68,12 @@ def find_file(source: str, task: Task, split: str) -> Path | None:
                     return folder / (name + ending)
     found = sorted(file.name for file in places[0].iterdir())[:12]
     raise DataError(f"Expected {split}.tsv (or .csv; .gz, .bz2, .xz) of {task.title} in {places[0]}, found {', '.join(found) or 'an empty folder'}.")
+
+
+def task_folder(path: Path, task: Task) -> Path | None:
+    """The folder of a task in a folder of tasks, its name written in any of the usual ways; None where there is none."""
+    known = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    return next((folder for folder in known if plain_name(folder.name) == task.name), None)
 
 
 def source_name(source: str, task: Task, split: str) -> tuple[str, str]:
@@ -84,17 +93,31 @@ def _of_file(path: Path, task: Task) -> Iterator[TextExample]:
     else:
         rows = (line.split("\t") for line in text.split("\n") if line.strip("\r"))
     header: list[str] | None = None
+    torn = 0
     for number, row in enumerate(rows, 1):
         cells = [cell.rstrip("\r") for cell in row]
         if header is None:
-            header = [name.strip() for name in cells]
+            header, bare = _header(cells, task)
             columns = _columns(header, task, str(path))
+            if not bare:
+                continue
+        if len(cells) != len(header) and task.name in TORN:
+            torn += 1
         elif len(cells) != len(header):
             quoting = " (a tab-separated file has no quoting, so a text may not hold a tab)" if suffix != ".csv" else ""
             raise DataError(f"{path}, row {number}: expected {len(header)} columns, found {len(cells)}{quoting}.")
         else:
             first, second, label = (cells[i] if i is not None else None for i in columns)
             yield TextExample(first or "", second, _label(label or "", task, f"{path}, row {number}"))
+    if torn:
+        print(f"{path}: left out {torn} rows with other than {len(header or ())} columns, as others do of {task.title}", file=sys.stderr)
+
+
+def _header(cells: Sequence[str], task: Task) -> tuple[list[str], bool]:
+    """Names of columns, and whether the first row has none but is an example."""
+    names, known = [name.strip() for name in cells], HEADERLESS.get(task.name, ())
+    bare = len(names) == len(known) and not set(names) & {*task.first, *task.label}
+    return (list(known), True) if bare else (names, False)
 
 
 def _of_hub(source: str, task: Task, split: str) -> Iterator[TextExample]:

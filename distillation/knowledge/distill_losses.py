@@ -56,7 +56,7 @@ class Phase:
 
     distillation: bool = True
     transfer: bool = True
-    layers: tuple[int, ...] | None = None  # only these student layers, and those below frozen; None: all, nothing frozen
+    layers: tuple[int, ...] | None = None  # only these student layers, and those below frozen; None: all
 
 
 def phase_at(step: int, steps: int, recipe: DistillRecipe, layers: Sequence[int]) -> Phase:
@@ -93,7 +93,7 @@ def loss_function(
         needed = teachers if phase.distillation and recipe.alpha_ce else teachers[: int(inside or (phase.distillation and recipe.alpha_cos > 0))]
         with torch.no_grad():
             seen = [observe(teacher, inputs, states and not i, () if i else theirs) for i, teacher in enumerate(needed)]
-        with _frozen_below(student, min(phase.layers) if phase.layers else 0):
+        with _frozen_below(student, min(phase.layers or [0])) if not phase.distillation else contextlib.nullcontext():
             made = observe(student, inputs, states, ours)
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=text.ids.device)
@@ -107,6 +107,13 @@ def loss_function(
         return LossTerms(total, {"loss": total.detach(), **absent, **parts})
 
     return loss_of
+
+
+def final_loss(parts: Mapping[str, float], recipe: DistillRecipe) -> float:
+    """What a run is to end with, of all measured losses: those between layers do not count where the last steps are without them."""
+    if recipe.knowledge == "auxiliary" or recipe.transfer_share == 1:
+        return parts["loss"]
+    return float(sum(getattr(recipe, f"alpha_{name}") * parts.get(f"loss_{name}", 0.0) for name in ("ce", "mlm", "cos")))
 
 
 def part_names(recipe: DistillRecipe) -> list[str]:
@@ -174,7 +181,7 @@ def _rows(out: Observed, places: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen_below(student: PreTrainedModel, layer: int) -> Iterator[None]:
-    """Let no gradient into what lies below a layer; 0 freezes nothing.
+    """Let no gradient into what lies below a layer: below layer 0 the embeddings, which the released code leaves alone while layers learn.
 
     "Progressive knowledge transfer" (Sun et al. 2020, section 4.4).  The optimiser leaves parameters without a gradient alone.
     """
@@ -184,9 +191,8 @@ def _frozen_below(student: PreTrainedModel, layer: int) -> Iterator[None]:
             return (given[0].detach(), *given[1:]), named
         return given, {**named, "hidden_states": named["hidden_states"].detach()}
 
-    hook = layers_of(student)[layer].register_forward_pre_hook(cut, with_kwargs=True) if layer else None
+    hook = layers_of(student)[layer].register_forward_pre_hook(cut, with_kwargs=True)
     try:
         yield
     finally:
-        if hook:
-            hook.remove()
+        hook.remove()

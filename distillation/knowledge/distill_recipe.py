@@ -21,7 +21,7 @@ class DistillRecipe(TextRecipe, TransferRecipe):
     first transfer_share of the steps, and then not at all.  progressive: the same, one layer after another from the lowest, those below frozen.
     """
 
-    learning_rate: float = setting(5e-4, "largest learning rate; linear warm-up, then linear to 0", above=0)
+    learning_rate: float = setting(5e-4, "largest learning rate, after a linear warm-up", above=0)
     warmup: float = share(0.05, "share of all steps in which the learning rate rises")
     weight_decay: float = setting(0.0, "on matrices, not on biases and LayerNorms", least=0)
     clip: float = setting(5.0, "largest norm of the gradient", above=0)

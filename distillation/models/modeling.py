@@ -102,7 +102,7 @@ def grow(model: BertForQuestionAnswering, layers: int, insert: str = "copy") -> 
 
     insert="copy": each layer is repeated in place (0 0 1 1 ...; the stacking of Gong et al. 2019, in place).
     insert="quiet": the repeated layers get zero output projections and their predecessor's last LayerNorm, so that at first they pass their input on
-        nearly unchanged (after Net2Net's deepening, Chen et al. 2016; exact where that LayerNorm's gain is uniform).
+        nearly unchanged (after Net2Net's deepening, Chen et al. 2016; exact where that LayerNorm's gain and bias are uniform).
     """
     shallow = depth(model.config)
     if layers < shallow or layers % shallow:

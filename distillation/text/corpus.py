@@ -8,6 +8,7 @@ nearly every row is full.  Otherwise a row never leaves its document, a long doc
 from __future__ import annotations
 
 import argparse
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,9 +166,12 @@ def plan_steps(lengths: Rows, recipe: PlanRecipe, rows: Rows | None = None) -> l
     taken = lengths[rows]
     passes = recipe.tokens / float(taken.sum()) if recipe.tokens else recipe.epochs
     whole, part = int(passes), passes - int(passes)
-    batches: list[list[int]] = []
+    if len(lengths) > np.iinfo(np.int32).max:
+        raise TrainingError(f"The corpus gives {len(lengths):,} rows, more than can be counted. Read less of it with --corpus-tokens.")
+    small = rows.astype(np.int32)  # and arrays, not lists: plans of hundreds of millions of rows lie in every process
+    batches: list[array[int]] = []
     for epoch in range(whole + (part > 0)):
-        made = [rows[batch].tolist() for batch in epoch_batches(taken, recipe.batch_tokens, seed=recipe.seed * 1000 + epoch)]
+        made = [array("i", small[batch].tobytes()) for batch in epoch_batches(taken, recipe.batch_tokens, seed=recipe.seed * 1000 + epoch)]
         batches += made[: max(1, round(part * len(made)))] if epoch == whole else made
     return [batches[at : at + recipe.accumulation] for at in range(0, len(batches), recipe.accumulation)]
 

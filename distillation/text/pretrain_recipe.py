@@ -51,6 +51,6 @@ class PretrainRecipe(TextRecipe):
     unigram_bias: a new head's bias starts at the log of how often each token occurs, so that training does not begin by learning frequencies.
     """
 
-    learning_rate: float = setting(2e-4, "largest learning rate; linear warm-up, then linear to 0", above=0)
+    learning_rate: float = setting(2e-4, "largest learning rate, after a linear warm-up", above=0)
     dropout: float = share(0.0, "on hidden states")
     unigram_bias: bool = setting(True, "start the bias of a new language head at the log frequencies of the corpus")

@@ -138,10 +138,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Linear warm-up, then linear decay to 0 (Devlin et al. 2018).  `step` counts from 0."""
+    """Linear warm-up, then linear decay to 0 (Devlin et al. 2018) or none.  `step` counts from 0."""
     warm = max(1, round(recipe.warmup * steps))
-    factor = (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
-    return recipe.learning_rate * factor
+    decayed = 1.0 if recipe.schedule == "constant" else (steps - step) / max(1, steps - warm)
+    return recipe.learning_rate * ((step + 1) / warm if step < warm else decayed)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM
 
 from distillation import distill, grow, pretrain
 from distillation.knowledge import distill_losses
-from distillation.knowledge.distill_losses import Phase, StepBatch, loss_function, phase_at
+from distillation.knowledge.distill_losses import Phase, StepBatch, final_loss, loss_function, phase_at
 from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models.students import language_student
@@ -268,13 +268,22 @@ def test_phases() -> None:
     assert phase_at(MEASURE, 8, progressive, [0, 1]) == Phase()
 
 
+def test_the_best_checkpoint_is_that_of_the_losses_a_run_ends_with() -> None:
+    parts = {"loss": 90.0, "loss_ce": 2.0, "loss_mlm": 3.0, "loss_hidden": 80.0}
+    joint = DistillRecipe(alpha_ce=0.5, alpha_mlm=0.5, alpha_cos=0.0, alpha_hidden=1.0, knowledge="joint", transfer_share=0.5)
+    assert final_loss(parts, joint) == 2.5
+    assert final_loss(parts, dataclasses.replace(joint, transfer_share=1.0)) == 90.0
+    assert final_loss(parts, DistillRecipe(alpha_hidden=1.0)) == 90.0
+
+
 def test_progressive_transfer_freezes_what_lies_below(tmp_path: Path, teacher: Path, text: Path) -> None:
     big = lm.load_language_model(str(teacher)).eval()
     small = language_student(big, [0, 3])
     recipe = DistillRecipe(alpha_hidden=1.0, alpha_attention=1.0, knowledge="progressive", transfer_share=1.0)
-    loss_of = loss_function(Trained(small, Transfer(small.config, big.config, recipe)), [big], recipe, 4)
 
-    def touched(step: int) -> set[str]:
+    def touched(step: int, **changes: Any) -> set[str]:
+        changed = dataclasses.replace(recipe, **changes)
+        loss_of = loss_function(Trained(small, Transfer(small.config, big.config, changed)), [big], changed, 4)
         batch = batch_of(teacher, text, tmp_path, step)
         small.zero_grad(set_to_none=True)
         loss_of(batch, batch.counts).total.backward()
@@ -283,6 +292,9 @@ def test_progressive_transfer_freezes_what_lies_below(tmp_path: Path, teacher: P
 
     assert touched(0) == {"embeddings", "transformer.layer.0"}
     assert touched(3) == {"transformer.layer.1"}
+    assert touched(0, hidden_embeddings=False) == {"transformer.layer.0"}  # MobileBERT's: copied embeddings stay while layers learn
+    assert touched(0, hidden_embeddings=False, knowledge="joint") == {"transformer.layer.0", "transformer.layer.1"}
+    assert "embeddings" in touched(0, hidden_embeddings=False, knowledge="auxiliary", transfer_share=0.0)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, text: Path) -> None:

@@ -68,6 +68,20 @@ def test_columns_of_the_usual_files(tmp_path: Path, task: str, header: tuple[str
     assert tasks.load_examples(str(path), TASKS[task], "dev") == [TextExample(*expected)]  # type: ignore[arg-type]
 
 
+def test_files_as_glue_distributes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "CoLA" / "train.tsv", ("gj04", "1", "", "Our friends won."), ("gj04", "0", "*", "They drank the pub."))
+    expected = [TextExample("Our friends won.", None, 1.0), TextExample("They drank the pub.", None, 0.0)]
+    assert tasks.load_examples(str(tmp_path), TASKS["cola"], "train") == expected
+    write(tmp_path / "CoLA" / "dev.tsv", ("source", "label", "mark", "sentence"), ("gj04", "1", "", "Our friends won."))
+    assert tasks.load_examples(str(tmp_path), TASKS["cola"], "dev") == expected[:1]  # with a header of the same names
+    whole = ("7", "8", "9", "a", "b", "1")
+    write(tmp_path / "QQP" / "train.tsv", ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"), whole, ("7", "8", "9"), whole)
+    assert tasks.load_examples(str(tmp_path), TASKS["qqp"], "train") == [TextExample("a", "b", 1.0)] * 2
+    assert "left out 1 rows with other than 6 columns" in capsys.readouterr().err
+    write(tmp_path / "SST-2" / "dev.tsv", ("sentence", "label"), ("a", "1"))
+    assert tasks.load_examples(str(tmp_path), TASKS["sst2"], "dev") == [TextExample("a", None, 1.0)]
+
+
 def test_a_folder_of_tasks_and_a_seeded_sample(tmp_path: Path) -> None:
     rows = [(f"text {i}", str(i % 2)) for i in range(30)]
     write(tmp_path / "cola" / "train.tsv", ("sentence", "label"), *rows)

@@ -170,6 +170,14 @@ def test_attention_losses_against_numpy() -> None:
     assert losses.attention_kl(*pair, mask, 6.0).item() == pytest.approx(divergence, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_losses_are_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    student, teacher, mask = torch.full((1, 1, 512, 512), 12.0), torch.zeros(1, 1, 512, 512), torch.ones(1, 512)
+    with torch.autocast("cpu", dtype):
+        found = losses.attention_mse(student, teacher, mask, 512.0)
+    assert found.item() == pytest.approx(144.0, rel=1e-6)  # the sum over keys, 73,728, is beyond float16
+
+
 def test_patience_by_hand() -> None:
     # Of length 1 they are (0.6, 0.8) and (1, 0): squares 0.16 and 0.64, mean 0.4.
     assert losses.patient(torch.tensor([[3.0, 4.0]]), torch.tensor([[9.0, 0.0]]), 1.0).item() == pytest.approx(0.4, abs=1e-6)

@@ -306,6 +306,8 @@ def test_plans_see_every_row_once_a_pass_with_little_padding() -> None:
     assert tokens == 2 * lengths[100:].sum()
     assert 0 < waste < 0.05
     assert plan == plan_steps(lengths, Plan(epochs=2, batch_tokens=2048, accumulation=4), np.arange(100, 3000))
+    held = sum(sys.getsizeof(batch) for step in plan for batch in step)
+    assert held < 16 * len(seen)  # bytes: a list of integers takes more than twice as many
 
 
 def test_a_token_budget_sets_the_passes() -> None:

@@ -86,6 +86,9 @@ def test_learning_rate_by_hand() -> None:
     recipe = Recipe(learning_rate=1.0, warmup=0.2)
     assert [loop.learning_rate(step, 10, recipe) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
     assert loop.learning_rate(0, 1, recipe) == 1.0
+    constant = replace(recipe, schedule="constant")
+    assert [loop.learning_rate(step, 10, constant) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+    assert loop.learning_rate(0, 10, replace(constant, warmup=0.0)) == 1.0
 
 
 @pytest.fixture(scope="module")
