@@ -14,6 +14,6 @@ def agreement(teacher: Sequence[Answer], student: Sequence[Answer]) -> Agreement
     places = [[(a.source, a.start, a.end, a.is_no_answer) for a in answers] for answers in (teacher, student)]
     texts = ["".join(a.text for a in answers) for answers in (teacher, student)]
     same_text = texts[0] == texts[1]
-    # Words are compared without punctuation, so two equal answers made only of signs would share no word.
-    overlap = 1.0 if same_text else f1(texts[1], [texts[0]], squad2=True)
+    # Words are compared without punctuation and articles: answers made of nothing else share no word, and are alike where they are equal.
+    overlap = 1.0 if same_text else f1(texts[1], [texts[0]])
     return Agreement(same_span=places[0] == places[1], same_text=same_text, f1=overlap)

@@ -53,12 +53,13 @@ class Compared:
     first: Role
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Clock:
-    """When a request came and when it is given up."""
+    """When a request came, when it is given up, and how many seconds of computing its questions have in the queue."""
 
     arrived: float
     deadline: float
+    queued: float = 0.0
 
 
 class Inference:
@@ -170,8 +171,12 @@ class Inference:
         return Answered(result, total)
 
     async def _answer_encoded(self, role: Role, question: Question, encoded: Encoded, clock: _Clock, began: float, waited: float) -> Answered:
-        self._scheduler.admit({role: encoded.windows}, clock.deadline)
-        result = await self._read(self._pair[role], question, encoded, clock, waited)
+        own = self._scheduler.admit({role: encoded.windows}, clock.deadline, mine=clock.queued)
+        clock.queued += own
+        try:
+            result = await self._read(self._pair[role], question, encoded, clock, waited)
+        finally:
+            clock.queued -= own
         if self.mirror is not None and role == "student":
             self.mirror(question, encoded, result)
         return self._answered(role, result, time.perf_counter() - began)
@@ -214,7 +219,7 @@ class Inference:
     @contextmanager
     def _tokenising(self, questions: Sequence[Question], clock: _Clock) -> Iterator[None]:
         """Around making windows: what waits to be tokenised counts as waiting too.  Raises Overloaded."""
-        self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS)
+        self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS, clock.queued)
         characters = sum(map(_characters, questions))
         self._characters += characters
         try:

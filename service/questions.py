@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pocketqa.errors import TextError
 from pocketqa.features import Encoded
 from pocketqa.reader import Reader
 from pocketqa.spans import longest_safe_answer
@@ -59,9 +60,17 @@ def encode(reader: Reader, question: Question, max_windows: int) -> Encoded:
         if step > 0:  # else the tokenizer says that there is no room
             estimate = sum(len(context) // step for context in question.request.contexts) // _ESTIMATE_SLACK
             _check_windows(estimate, max_windows, "at least about ")
-    encoded = reader.encode([question.request], question.windows)
+    try:
+        encoded = reader.encode([question.request], question.windows)
+    except TextError as error:
+        raise TextError(str(error).replace("Shorten it or raise max_question_tokens.", _shorter(question.windows))) from None
     _check_windows(len(encoded.windows), max_windows, "")
     return encoded
+
+
+def _shorter(options: WindowOptions) -> str:
+    """What to do about a question of too many tokens, of which a request can say as many as fit into half a window at most."""
+    return "Shorten it." if options.max_question_tokens >= WindowOptions().max_question_tokens else "Shorten it or raise max_tokens."
 
 
 def _check_windows(found: int, most: int, about: str) -> None:

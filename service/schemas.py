@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pocketqa.types import MAX_WINDOW_TOKENS, SpanOptions, WindowOptions
+from service.settings import MOST_REQUESTS
 
 Role = Literal["teacher", "student"]
 
@@ -34,7 +35,9 @@ class CompareRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"question": _QUESTION, "context": _CONTEXT}]})
 
     question: Text = Field(description="The question.")
-    context: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="The passage, or a list of passages to search together.")
+    context: Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)] = Field(
+        description="The passage, or a list of passages to search together."
+    )
     top_k: Annotated[int, Field(ge=1, le=100)] = Field(_SPANS.top_k, description="How many answers, best first; they do not overlap one another.")
     max_answer_tokens: Annotated[int, Field(ge=1, le=LONGEST_ANSWER_TOKENS)] | None = Field(
         None, description=f"Longest answer in tokens. null: {_SPANS.max_answer_tokens}, or what doc_stride allows where that is less."
@@ -69,7 +72,9 @@ class AnswersRequest(Strict):
         }
     )
 
-    requests: Annotated[list[AnswerRequest], Field(min_length=1)] = Field(description="What POST /v1/answer takes, several times.")
+    requests: Annotated[list[AnswerRequest], Field(min_length=1, max_length=MOST_REQUESTS)] = Field(
+        description="What POST /v1/answer takes, several times."
+    )
 
 
 class AnswerItem(BaseModel):

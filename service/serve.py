@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
     from service.app import create_app  # after --help, which needs none of it
     from service.draining import DrainingServer
+    from service.edge.access_log import LogHandler
     from service.edge.gates import check_exposure
     from service.edge.server import allow_connections, config
     from service.edge.tracing import LogFilter
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     check_exposure(settings)
     allow_connections(settings.max_connections)
     listener = listen(settings.host, settings.port)
-    to_standard_error = logging.StreamHandler()
+    to_standard_error = LogHandler()
     to_standard_error.addFilter(LogFilter())
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s%(trace)s", handlers=[to_standard_error])
 

@@ -21,6 +21,7 @@ from service.edge.keys import new_key
 PREFIX = "POCKETQA_"
 CHECKOUT = Path(__file__).resolve().parent.parent
 # An installed package carries no weights; there the default is a folder of that name where the command is run.
+MOST_REQUESTS = 1_000  # of one body, whatever the settings
 MODELS = CHECKOUT / "models" if (CHECKOUT / "pyproject.toml").is_file() else Path("models")
 
 Parser = Callable[[str], object]
@@ -124,7 +125,7 @@ class Settings:
     max_contexts: int = _setting(64, _whole(1, 100_000), "most passages of one request")
     max_windows: int = _setting(256, _whole(1, 100_000), "most windows (model inputs) of one request")
     max_top_k: int = _setting(20, _whole(1, 100), "most answers of one request")
-    max_requests: int = _setting(64, _whole(1, 1_000), "most questions of one body, where a list of them is taken")
+    max_requests: int = _setting(64, _whole(1, MOST_REQUESTS), "most questions of one body, where a list of them is taken")
     workers: int | None = _setting(None, _whole(1, 64), "processes that compute; unset: one, or one for every eight usable cores")
     batching: bool = _setting(True, _SWITCH, "compute windows of several requests together where that is quicker than one after the other")
     max_batch_tokens: int = _setting(4096, _whole(16, 1 << 20), "most positions (windows times their padded length) of one forward pass")
@@ -136,7 +137,9 @@ class Settings:
         "share of the student's requests put to the teacher too, by an idle process, to compare",
     )
     drain_seconds: float = _setting(1.0, _seconds(0, 600), "time that the service goes on serving, not ready any more, after SIGTERM")
-    api_keys_file: Path | None = _setting(None, _FILE, "file of key hashes, a line for each from --new-key; unset: nobody needs a key")  # noqa: RUF009
+    api_keys_file: Path | None = _setting(  # noqa: RUF009 - paths are immutable
+        None, _FILE, "file of key hashes, a line for each from --new-key, read again when it changes; unset: nobody needs a key"
+    )
     allow_public: bool = _setting(False, _SWITCH, "listen on an address that other machines reach although no key is needed")
     trusted_hosts: tuple[str, ...] = _setting((), _HOSTS, "names of this service in a Host header, besides addresses and names without a dot")
     cors_origins: tuple[str, ...] = _setting((), _ORIGINS, "other sites whose pages may call this service from a browser")

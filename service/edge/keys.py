@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from pathlib import Path
 
 from pocketqa.errors import OptionsError
+
+log = logging.getLogger("pocketqa.service")
 
 _PREFIX = "pqa_"
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})[ \t]+(?P<hash>[0-9a-f]{64})", re.ASCII)
@@ -19,14 +22,15 @@ _MORE = "`pocketqa serve --new-key NAME` prints a key and the line for it."
 
 
 class KeyRing:
-    """The keys that may ask.  Lives as long as the process; a changed file is read at the next start."""
+    """The keys that may ask.  A changed file counts from the next request on; one that cannot be used is told in the log and changes nothing."""
 
-    def __init__(self, names_by_hash: dict[bytes, str]) -> None:
-        self._names_by_hash = names_by_hash
-
-    @classmethod
-    def load(cls, file: Path) -> KeyRing:
+    def __init__(self, file: Path) -> None:
         """Raises OptionsError naming each line that is no key, and a file without any."""
+        self._file, self._stamp = file, _stamp(file)
+        self._names_by_hash = self._read(file)
+
+    @staticmethod
+    def _read(file: Path) -> dict[bytes, str]:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -44,16 +48,31 @@ class KeyRing:
         if bad or not names_by_hash:
             found_instead = f"others (line {', '.join(bad)})" if bad else "none"
             raise OptionsError(f"Expected lines of a name and a SHA-256 in {file}, found {found_instead}. {_MORE}")
-        return cls(names_by_hash)
+        return names_by_hash
 
     def owner(self, key: bytes) -> str | None:
         """The name that goes with a key, or None.  Takes the same time whichever key it is, and whether it is one."""
+        if (stamp := _stamp(self._file)) != self._stamp:
+            self._stamp = stamp
+            try:
+                self._names_by_hash = self._read(self._file)
+            except OptionsError as error:
+                log.error("The keys stay as they were: %s", error)
         presented = hashlib.sha256(key).digest()
         owner = None
         for known, name in self._names_by_hash.items():
             if hmac.compare_digest(known, presented):
                 owner = name
         return owner
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def new_key(name: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ class GatedApp(FastAPI):
         settings = service.settings
         self._settings: Settings = settings
         self._service = service
-        self._keys = KeyRing.load(settings.api_keys_file) if settings.api_keys_file is not None else None
+        self._keys = KeyRing(settings.api_keys_file) if settings.api_keys_file is not None else None
         self.access_log = AccessLog() if settings.access_log else None
         super().__init__(openapi_url=None, **options)
         self.state.service = service

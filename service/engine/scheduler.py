@@ -27,7 +27,7 @@ from service.engine.frames import ROLES
 from service.engine.lanes import Engine, Forwarded, Lane
 from service.engine.promises import promised
 from service.engine.waiting import Piece, Waiting, Work
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
 from service.metrics import Metrics
 from service.schemas import Role
 from service.settings import Settings
@@ -122,31 +122,42 @@ class Scheduler:
         """Predicted seconds until what is running is done, of all lanes together."""
         return sum(max(0.0, batch.began + batch.expected - now) for batch in self._running.values())
 
-    def admit(self, wanted: Mapping[Role, Sequence[Window]], deadline: float, before: float = 0.0) -> None:
-        """Raises Overloaded, or WorkerLost while nothing computes, where these windows would wait too long.
+    def admit(self, wanted: Mapping[Role, Sequence[Window]], deadline: float, before: float = 0.0, mine: float = 0.0) -> float:
+        """Seconds that these windows need.  Raises Overloaded, or WorkerLost while nothing computes, where they would wait too long, and
+        LimitExceeded where it is for the rest of their own body.
 
-        An idle service takes anything: only so can it learn what things cost.  before: seconds that pass before they reach the queue.
+        An idle service takes anything: only so can it learn what things cost.  before: seconds that pass before they reach the queue; mine: what
+        earlier windows of the same body need.  Those count for the deadline, and for the limit of the queue only what others wait for.
         """
-        waiting = before + self.wait_seconds()
-        if waiting == 0.0:
-            return
         own = sum(
             self._plans[role].drain_seconds(Counter(self._traits[role].padded(len(window)) for window in windows)) for role, windows in wanted.items()
         )
-        most = self._settings.max_queue_seconds
-        if waiting > most or self._clock() + waiting + own > deadline:
+        waiting = before + self.wait_seconds()
+        if waiting == 0.0:
+            return own
+        most, mine = self._settings.max_queue_seconds, mine / max(1, self._alive)
+        if waiting - mine > most or self._clock() + waiting + own > deadline:
             if (recovery := self._engine.recovery_seconds()) > 0:
                 raise WorkerLost(_NOBODY, recovery)
+            if mine and self._clock() + mine + own > deadline:
+                raise LimitExceeded(
+                    f"The questions before this one take about {mine:.1f} seconds and this one {own:.1f}, longer than there is for one body. "
+                    "Send fewer questions at once."
+                )
             # By then the queue is down to half of what is let in; others come meanwhile.
             raise Overloaded(
                 f"About {waiting:.1f} seconds of work are waiting already, and this request needs {own:.1f} more.", max(1.0, waiting - most / 2)
             )
+        return own
 
     def wait_seconds(self) -> float:
         """Predicted seconds until a window that came now would be computed: what is queued and what is running, over the lanes that are alive."""
         seconds = self._rest(self._clock()) + sum(self._plans[role].drain_seconds(self._queues[role].lengths) for role in ROLES)
-        alive = sum(lane.alive for lane in self._engine.lanes)
-        return seconds / max(1, alive) + self._engine.recovery_seconds()
+        return seconds / max(1, self._alive) + self._engine.recovery_seconds()
+
+    @property
+    def _alive(self) -> int:
+        return sum(lane.alive for lane in self._engine.lanes)
 
     @property
     def idle(self) -> bool:

@@ -10,7 +10,8 @@ const NOTHING = "No answer in this passage";
 
 const $ = (id) => document.getElementById(id);
 let samples = [];
-let running = false;
+let shownAnswers = 1; // until the service's limit is known
+let asking = null; // what runs: the body, and how to give it up
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -151,17 +152,15 @@ async function fetchJson(path, options = {}) {
   throw Object.assign(new Error(message), { status: response.status });
 }
 
-function setRunning(on) {
-  const button = $("ask");
-  const focused = document.activeElement === button;
-  running = button.disabled = on;
-  button.textContent = on ? "Asking…" : "Ask";
-  $("results").setAttribute("aria-busy", String(on));
-  if (on && focused) $("question").focus(); // a disabled button loses the keyboard's place
+function setAsking(next) {
+  if (asking) asking.controller.abort();
+  asking = next;
+  $("ask").textContent = next ? "Asking…" : "Ask";
+  $("results").setAttribute("aria-busy", String(Boolean(next)));
 }
 
+// Answers belong to the question and passage that are shown: another question gives up the one that runs.
 async function ask() {
-  if (running) return;
   const question = $("question").value;
   const context = $("context").value;
   if (!context.trim() || !question.trim()) {
@@ -170,21 +169,27 @@ async function ask() {
     $(context.trim() ? "question" : "context").focus();
     return;
   }
+  const body = JSON.stringify({ question, context, top_k: shownAnswers });
+  if (asking?.body === body) return;
   complain("");
-  setRunning(true);
+  const mine = { body, controller: new AbortController() };
+  setAsking(mine);
   try {
-    const body = JSON.stringify({ question, context, top_k: SHOWN_ANSWERS });
-    show(context, await fetchJson("/v1/compare", { method: "POST", headers: { "content-type": "application/json" }, body }));
+    const options = { method: "POST", headers: { "content-type": "application/json" }, body, signal: mine.controller.signal };
+    const data = await fetchJson("/v1/compare", options);
+    if (asking === mine) show(context, data);
   } catch (error) {
+    if (asking !== mine) return;
     $("results").hidden = true;
     reading(false);
     complain(error.message);
   } finally {
-    setRunning(false);
+    if (asking === mine) setAsking(null);
   }
 }
 
 function forget() {
+  setAsking(null);
   reading(false);
   $("results").hidden = true;
   complain("");
@@ -243,7 +248,8 @@ async function loadModels() {
   // The page is there before the models are warm.
   for (let attempt = 0; attempt < 120; attempt += 1) {
     try {
-      const { models, shadow, version } = await fetchJson("/v1/models");
+      const { models, limits, shadow, version } = await fetchJson("/v1/models");
+      shownAnswers = Math.min(SHOWN_ANSWERS, limits.top_k);
       $("models").replaceChildren(...models.map(describe));
       if (shadow) $("models").append(make("li", "", `Shadow: ${percent(shadow)} of the student's requests are put to the teacher too, to compare.`));
       $("version").textContent = `version ${version}`;

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from pocketqa.types import MAX_WINDOW_TOKENS
 from service.schemas import LONGEST_ANSWER_TOKENS, Strict, Text
+from service.settings import MOST_REQUESTS
 
 LONGEST_ANSWER = 15  # tokens; the specification's default for max_answer_len
 
@@ -25,8 +26,8 @@ class QuestionAnsweringPair(Strict):
 class QuestionAnsweringColumns(Strict):
     """Several questions, each on a passage of its own or all on one."""
 
-    question: Annotated[list[Text], Field(min_length=1)]
-    context: Text | Annotated[list[Text], Field(min_length=1)]
+    question: Annotated[list[Text], Field(min_length=1, max_length=MOST_REQUESTS)]
+    context: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
 
 
 class QuestionAnsweringParameters(Strict):
@@ -72,9 +73,9 @@ class QuestionAnsweringRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": _PAIR, "parameters": {"top_k": 1}}]})
 
-    inputs: QuestionAnsweringPair | QuestionAnsweringColumns | Annotated[list[QuestionAnsweringPair], Field(min_length=1)] = Field(
-        description="A pair; or a list of questions with one context or as many; or a list of pairs. A list is answered by a list."
-    )
+    inputs: (
+        QuestionAnsweringPair | QuestionAnsweringColumns | Annotated[list[QuestionAnsweringPair], Field(min_length=1, max_length=MOST_REQUESTS)]
+    ) = Field(description="A pair; or a list of questions with one context or as many; or a list of pairs. A list is answered by a list.")
     parameters: QuestionAnsweringParameters | None = Field(default=None, description="Options, the same for every question.")
 
 

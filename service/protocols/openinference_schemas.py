@@ -41,7 +41,7 @@ class InferInput(Strict):
     name: Literal["question", "context"]
     shape: Shape = Field(description="[n], the number of texts.")
     datatype: Literal["BYTES"]
-    data: Annotated[list[Text], Field(min_length=1)]
+    data: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
     parameters: Parameters | None = None
 
 
@@ -79,7 +79,9 @@ class InferRequest(Strict):
         description="question [n] beside context [n]: each question on its passage. context [1]: all questions on one passage. "
         "question [1] beside context [m]: one search through all passages."
     )
-    outputs: list[InferOutput] | None = Field(default=None, description="Which tensors, in which order. Absent, null or empty: all.")
+    outputs: Annotated[list[InferOutput], Field(fail_fast=True)] | None = Field(
+        default=None, description="Which tensors, in which order. Absent, null or empty: all."
+    )
 
 
 class TensorMetadata(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -41,3 +42,17 @@ def client(pair: Pair, model_folder_free_settings: Settings) -> Iterator[TestCli
     """A client that sees a 500 as a client does, instead of the exception."""
     with TestClient(create_app(model_folder_free_settings, pair), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def make_client(pair: Pair, model_folder_free_settings: Settings) -> Iterator[object]:
+    clients = []
+
+    def make(**changes: object) -> TestClient:
+        client = TestClient(create_app(replace(model_folder_free_settings, access_log=False, **changes), pair))  # type: ignore[arg-type]
+        clients.append(client)
+        return client.__enter__()
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)

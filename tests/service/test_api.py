@@ -191,6 +191,8 @@ def answer_of(text: str, start: int = 0, source: int = 0) -> tuple[Answer]:
         (answer_of(""), answer_of(""), True, True, 1.0),
         (answer_of(""), answer_of("Ada"), False, False, 0.0),
         (answer_of("?!"), answer_of("?!"), True, True, 1.0),
+        (answer_of("+"), answer_of("-", 3), False, False, 0.0),
+        (answer_of("A"), answer_of(""), False, False, 0.0),
         ((), (), True, True, 1.0),
         ((), answer_of("Ada"), False, False, 0.0),
     ],

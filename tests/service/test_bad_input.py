@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -139,6 +140,39 @@ OPTIONS = {
     "no room for the passage": {"max_tokens": 64, "doc_stride": 62, "context": "x " * 200},
     "answers longer than the overlap": {"max_tokens": 64, "doc_stride": 4, "max_answer_tokens": 30, "context": "x " * 100},
 }
+
+
+def test_a_question_of_too_many_tokens_is_told_what_helps(make_client) -> None:
+    client = make_client(max_question_chars=1_000)
+    long = "who built it ? " * 20  # 80 tokens
+    said = client.post("/v1/answer", json={"question": long, "context": "by ada"}).json()["error"]["message"]
+    assert said == "The question has 80 tokens; at most 64 are allowed. Shorten it."
+    said = client.post("/v1/answer", json={"question": long[:150], "context": "by ada", "max_tokens": 64}).json()["error"]["message"]
+    assert said == "The question has 40 tokens; at most 32 are allowed. Shorten it or raise max_tokens."
+    said = client.post("/predict", json={"inputs": {"question": long, "context": "by ada"}}).json()["error"]
+    assert "max_question_tokens" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/v1/answers", {"requests": [""] * 60_000}),
+        ("/v1/answer", {"question": "q", "context": [""] * 60_000}),
+        ("/predict", {"inputs": {"question": [""] * 60_000, "context": "c"}}),
+        ("/predict", {"inputs": [""] * 60_000}),
+    ],
+)
+def test_long_lists_of_nonsense_are_refused_after_some_of_it(make_client, path: str, document: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = RequestValidationError.errors
+
+    def counted(error: RequestValidationError) -> object:
+        seen.append(len(found := real(error)))
+        return found
+
+    monkeypatch.setattr(RequestValidationError, "errors", counted)
+    assert make_client(max_body_bytes=1 << 20).post(path, json=document).status_code == 422
+    assert max(seen) < 5_000
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

@@ -107,7 +107,7 @@ class Page:
         self.wait_for_answers()
 
     def wait_for_answers(self) -> None:
-        self.wait(lambda: self.one("results").is_displayed() and self.one("ask").is_enabled())
+        self.wait(lambda: self.one("results").is_displayed() and self.text("ask") == "Ask")
 
     def marks(self, role: str) -> list[str]:
         return [mark.get_attribute("textContent") for mark in self.all(f"#passage mark.{role}")]
@@ -223,6 +223,43 @@ def test_a_sample_fills_the_page_and_its_questions_ask(page: Page) -> None:
     page.one("context").send_keys("x")
     assert page.script("return document.getElementById('sample').value") == ""
     assert not page.one("suggestions").is_displayed()
+
+
+SLOW_FIRST = """
+const real = window.fetch;
+let first = true;
+window.asked = 0;
+window.fetch = async (path, options) => {
+  if (!String(path).includes("compare")) return real(path, options);
+  window.asked += 1;
+  if (first) { first = false; await new Promise((resolve) => setTimeout(resolve, 1500)); }
+  return real(path, options);
+};
+"""
+
+
+def test_answers_belong_to_the_question_that_is_shown(page: Page) -> None:
+    page.script(SLOW_FIRST)
+    page.paste("in rome ada and bell")
+    page.one("question").clear()
+    page.one("question").send_keys("who built it?")
+    page.one("ask").click()
+    page.wait(lambda: page.text("ask") == "Asking…")
+    page.one("ask").click()  # the same question is asked once
+    page.paste("the mill was built by bell and ada")
+    page.one("question").send_keys(Keys.ENTER)
+    page.wait_for_answers()
+    time.sleep(2)  # the first would have been answered by now
+    assert page.script("return window.asked") == 2
+    assert page.text("passage") == "the mill was built by bell and ada" and page.text("error") == "" and page.text("ask") == "Ask"
+
+
+def test_a_low_limit_of_answers_is_kept(browser: Any, pair: Pair) -> None:
+    settings = Settings(max_top_k=1, access_log=False)
+    with running(create_app(settings, pair), settings) as served:
+        page = Page(browser, f"http://127.0.0.1:{served.port}")
+        page.ask("in rome ada and bell")
+        assert page.answer("student") == "bell" and page.text("error") == ""
 
 
 def test_errors_are_told_in_words_and_leave_the_text(page: Page) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from service.models import Pair
 from service.settings import Settings
 from tests.service.edge.conftest import read_all, read_one, request, running, wait_until
 
+ROOT = Path(__file__).parents[3]
 ASK = {"question": "who is s3cret?", "context": "built by Ada, s3cret"}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -180,6 +184,43 @@ def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
     # The thread held one, the queue 4,096; the last came when there was room again.
     assert numbers == [*range(4_097), 6_000]
     assert entries[-1]["dropped_before"] == 6_000 - 4_097
+
+
+UNREAD = """
+import logging, time
+from service.edge.access_log import AccessLog, LogHandler
+log, handler = AccessLog(), LogHandler()
+logging.basicConfig(handlers=[handler])
+for number in range(600):
+    log.write({"text": "x" * 500})
+    logging.warning("y" * 500)
+time.sleep(0.5)  # both threads write into a pipe that is full
+began = time.monotonic()
+logging.error("a message of the event loop")
+print(time.monotonic() - began, flush=True)
+log.close()
+"""
+
+
+def test_standard_error_that_nobody_reads_holds_up_neither_messages_nor_the_end() -> None:
+    command = [sys.executable, "-c", UNREAD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.wait(timeout=60) == 0
+            assert process.stdout is not None and float(process.stdout.read()) < 5
+        finally:
+            process.kill()
+
+
+def test_messages_are_written_whole_and_say_what_was_dropped() -> None:
+    code = "import logging; from service.edge.access_log import LogHandler as H; logging.basicConfig(handlers=[H()]); logging.error('gr\u00fc\u00df')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=True)
+    assert done.stderr.decode("utf-8") == "ERROR:root:gr\u00fc\u00df\n"
+    log = AccessLog(stream := io.StringIO())
+    log._dropped = 3
+    log.write("said")
+    log.close()
+    assert stream.getvalue() == "said (3 dropped before)\n"
 
 
 def test_messages_name_the_request_that_they_are_about(pair: Pair, model_folder_free_settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,18 +6,14 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
 from pocketqa.errors import OptionsError
 from service.app import create_app
 from service.edge.gates import check_exposure
 from service.edge.keys import KeyRing, new_key
-from service.models import Pair
 from service.serve import main
 from service.settings import Settings
 
@@ -25,20 +21,6 @@ ROOT = Path(__file__).parents[3]
 ASK = {"question": "who?", "context": "built by Ada"}
 KEY = "pqa_in-a-test"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
-
-
-@pytest.fixture
-def make_client(pair: Pair, model_folder_free_settings: Settings) -> Iterator[object]:
-    clients = []
-
-    def make(**changes: object) -> TestClient:
-        client = TestClient(create_app(replace(model_folder_free_settings, access_log=False, **changes), pair))  # type: ignore[arg-type]
-        clients.append(client)
-        return client.__enter__()
-
-    yield make
-    for client in clients:
-        client.__exit__(None, None, None)
 
 
 KNOWN = ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "10.0.0.7:8000", "[fe80::1]", "pocketqa", "pocketqa:8000"]
@@ -134,10 +116,23 @@ BAD_FILES = {
 @pytest.mark.parametrize(("text", "says"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_file_of_keys_that_cannot_be_used_is_an_error_that_tells_no_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(OptionsError) as caught:
-        KeyRing.load(write_keys(tmp_path, text))
+        KeyRing(write_keys(tmp_path, text))
     assert says in str(caught.value)
     assert "pocketqa serve --new-key NAME" in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+def test_a_key_counts_or_ceases_to_count_as_soon_as_its_file_changes(make_client, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_keys(tmp_path, f"other {'0' * 64}\n")
+    client, headers = make_client(api_keys_file=file), {"authorization": f"Bearer {KEY}"}
+    assert client.get("/metrics", headers=headers).status_code == 401
+    write_keys(tmp_path, f"gateway {HASH}\n")
+    assert client.get("/metrics", headers=headers).status_code == 200
+    write_keys(tmp_path, f"gateway {KEY}\n")  # nonsense: the keys stay, and it is told once, without the key
+    assert [client.get("/metrics", headers=headers).status_code for _ in range(2)] == [200, 200]
+    assert caplog.text.count("The keys stay as they were") == 1 and KEY not in caplog.text
+    write_keys(tmp_path, f"other {'0' * 64}\n\n")
+    assert client.get("/metrics", headers=headers).status_code == 401
 
 
 def test_a_file_of_keys_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -148,7 +143,7 @@ def test_a_file_of_keys_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_new_key_prints_a_line_for_the_file_and_the_key(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pocketqa", "serve", "--new-key", "gateway"]
     made = [subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT) for _ in range(2)]
-    ring = KeyRing.load(write_keys(tmp_path, "".join(one.stdout for one in made)))
+    ring = KeyRing(write_keys(tmp_path, "".join(one.stdout for one in made)))
     keys = [one.stderr.splitlines()[0] for one in made]
     assert len(set(keys)) == 2
     assert all(ring.owner(key.encode()) == "gateway" for key in keys)

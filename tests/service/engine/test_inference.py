@@ -139,6 +139,17 @@ def test_an_item_that_fails_stands_in_its_place_and_hurts_no_other(tiny_settings
     asyncio.run(scene())
 
 
+def test_a_list_does_not_refuse_itself(tiny_settings: Settings) -> None:
+    async def scene() -> None:
+        async with in_process(replace(tiny_settings, batching=False, max_queue_seconds=SLOW_SECONDS / 2)) as (inference, _):
+            outcomes = await inference.answer_many("student", [question(SLOW)] * 4)  # the first ones teach what it costs
+            outcomes += await inference.answer_many("student", [question(SLOW)] * 4)
+            assert len([best(outcome) for outcome in outcomes]) == 8
+            assert inference._scheduler.idle
+
+    asyncio.run(scene())
+
+
 def test_what_is_ready_at_the_deadline_is_not_lost(tiny_settings: Settings) -> None:
     async def scene() -> None:
         async with in_process(replace(tiny_settings, workers=2, batching=False, deadline_seconds=SLOW_SECONDS / 2)) as (inference, _):

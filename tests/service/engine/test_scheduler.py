@@ -12,7 +12,7 @@ import pytest
 from pocketqa.errors import EngineError
 from pocketqa.types import Window
 from service.engine.scheduler import Scheduler, Scored
-from service.errors import DeadlineExceeded, Overloaded, WorkerLost
+from service.errors import DeadlineExceeded, LimitExceeded, Overloaded, WorkerLost
 from service.metrics import Metrics
 from service.schemas import Role
 from service.settings import Settings
@@ -300,6 +300,26 @@ def test_what_cannot_be_done_before_its_deadline_is_not_admitted() -> None:
             desk.scheduler.admit({"student": [window(1)] * 4}, desk.now + 4)
         await desk.finish()
         await task
+
+    play(scene())
+
+
+def test_the_rest_of_a_body_counts_for_its_deadline_and_not_for_the_queue() -> None:
+    async def scene() -> None:
+        desk = Desk(max_queue_seconds=0.5)
+        for rows in (1, 2, 3, 4, 6, 8):
+            desk.scheduler._plans["student"].cost.seed(rows, 8 if rows == 1 else 32, float(rows))
+        admit = desk.scheduler.admit
+        assert admit({"student": [window(1)]}, desk.now + FAR) == pytest.approx(1, rel=0.1)
+        tasks = [await desk.ask(window(i)) for i in range(3)]  # about three seconds
+        assert admit({"student": [window(1)]}, desk.now + FAR, mine=3.0) == pytest.approx(1, rel=0.1)
+        with pytest.raises(Overloaded):
+            admit({"student": [window(1)]}, desk.now + FAR, mine=1.0)  # others wait too
+        with pytest.raises(LimitExceeded, match="Send fewer questions at once"):
+            admit({"student": [window(1)]}, desk.now + 3.5, mine=3.0)
+        while desk.lane.busy:
+            await desk.finish()
+        await asyncio.gather(*tasks)
 
     play(scene())
 
