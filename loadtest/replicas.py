@@ -36,7 +36,7 @@ from loadtest.processes import Cores, Server, machine_cpu, pinned, python
 from loadtest.questions import Question, load_questions
 from loadtest.race import request_of
 from loadtest.record import data_file, served_models
-from loadtest.rounds import add_options, not_checked, run_rounds, split_cores
+from loadtest.rounds import OK, add_options, not_checked, run_rounds, split_cores
 from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
 from pocketqa.errors import OptionsError
@@ -45,7 +45,6 @@ ONE, TWO = "one replica of two threads", "two replicas of one thread"
 THREADS = {ONE: (2,), TWO: (1, 1)}  # of each replica
 DRAIN_SECONDS = 3  # as in compose.yaml: longer than the balancer's check interval
 EVENTS = {"killed": signal.SIGKILL, "asked to end": signal.SIGTERM}
-OK = 200
 REFUSALS = (429, 502, 503)  # the service's own when it is full, and the balancer's
 SHARE = 0.5  # of the answers a second that ONE gives to four users
 USERS = 4

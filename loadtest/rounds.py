@@ -17,6 +17,7 @@ from loadtest.race import RESAMPLES, request_of
 from loadtest.service_benchmark import say
 from pocketqa import runs
 
+OK = 200
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 Seconds = Sequence[NDArray[np.float64]]  # latencies (N,) of each round
@@ -36,7 +37,7 @@ def not_checked(cores: Cores) -> list[str]:
 def run_rounds(
     ports: Mapping[str, int], questions: Sequence[Question], rate: float, given: argparse.Namespace, note: Callable[[str, list[Sent]], None]
 ) -> list[str]:
-    """All rounds; returns why some of them say more about the client than about a contestant.
+    """All rounds; returns why some of them say more about the client than about a contestant, or of refusals than of answers.
 
     ports: by name.  note: told of a contestant's requests in one round before the next one is asked.
     """
@@ -51,6 +52,8 @@ def run_rounds(
             latencies = [one.latency for one in sent]
             if reason := why_void([one.lag for one in sent], latencies):
                 void.append(f"round {number + 1}, {name}: {reason}")
+            if failed := sum(one.status != OK for one in sent):
+                void.append(f"round {number + 1}, {name}: {failed} of {len(sent)} questions were not answered, and refusals are quick; lower --rate")
             p50, p99 = 1000 * np.quantile(latencies, (0.5, 0.99))
             say(f"round {number + 1} of {given.rounds}, {name}: {len(sent)} questions, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
     return void

@@ -29,14 +29,13 @@ from loadtest.processes import Cores, Server, ServerFailed, machine_cpu, pinned,
 from loadtest.questions import Question, load_questions
 from loadtest.race import request_of
 from loadtest.record import data_file, served_models
-from loadtest.rounds import add_options, not_checked, ratios_of, run_rounds, split_cores
+from loadtest.rounds import OK, add_options, not_checked, ratios_of, run_rounds, split_cores
 from loadtest.service_benchmark import load_of, own_cpu, say
 from pocketqa import runs
 from pocketqa.errors import OptionsError, PocketQAError
 
 WITHOUT, WITH = "without", "with the shadow"
 SHARE = 0.4  # of the answers a second that one user gets from the service without a shadow
-OK = 200
 SETTLED_SECONDS, LONGEST_SECONDS = 1.0, 60.0  # without a change of the shadow's counts; of waiting for that
 OPENED_SECONDS = 300.0
 _OUTCOME = re.compile(r'^pocketqa_shadow_requests_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)

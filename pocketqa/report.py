@@ -112,15 +112,17 @@ def main(argv: list[str]) -> int:
 
 
 def write_html(runs: tables.Runs, lists: Lists, folder: Path, out: Path) -> None:
-    """The results as one page with embedded figures, and the figures beside it.  Figures of an earlier report in `out` are removed."""
+    """The results as one page with embedded figures, and the figures beside it.  Those that the page there showed before are removed."""
     from pocketqa.reporting.figures import pictures
     from pocketqa.reporting.page import html_page
 
     drawn = pictures(of_current(runs, lists.pairs), TITLES)
     out.mkdir(parents=True, exist_ok=True)
     page = html_page(results_page(runs, *_both_links(folder, out / PAGE), lists), drawn)
+    before = (out / PAGE).read_text(encoding="utf-8", errors="replace") if (out / PAGE).is_file() else ""
     for old in set(out.glob("*.png")) - {out / f"{picture.name}.png" for picture in drawn}:
-        old.unlink()
+        if f"({old.name})</figcaption>" in before:
+            old.unlink()
     for picture in drawn:
         write_atomic(out / f"{picture.name}.png", picture.png)
     write_atomic(out / PAGE, page.encode())
@@ -266,7 +268,7 @@ def _lists(arguments: argparse.Namespace) -> Lists:
     def read(named: Path | None, usual: Path, how: Callable[[Path], T], none: T) -> T:
         return how(named or usual) if named or usual.is_file() else none
 
-    beside = arguments.runs.with_name
+    beside = arguments.runs.resolve().with_name
     return Lists(
         read(arguments.claims, CLAIMS, read_claims, Claims()),
         read(arguments.experiments, beside(EXPERIMENTS), read_experiments, ()),

@@ -104,6 +104,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+MADE = ("training", "ablation")  # kinds whose models came out of the run, and are others when it is repeated
 MAX_BYTES = 100_000
 KINDS = tuple(REQUIRED)
 SPLITS = ("squad-dev", "development", "training", "out-of-domain", "samples", "other")
@@ -202,7 +203,7 @@ def command_line(words: Iterable[str]) -> str:
     """The command as it would be typed, with what is private to the machine taken out.
 
     Paths inside the working directory become relative to it; every other path that is absolute, begins at home or climbs with ".." is shortened
-    to its file name; user and password in an address are dropped.
+    to its file name, in words of several flags as well; user and password in an address are dropped.
     """
     return shlex.join(_shorten(word) for word in words)
 
@@ -210,12 +211,13 @@ def command_line(words: Iterable[str]) -> str:
 def write(run: RunFile, path: str | Path) -> Path:
     """Write a run file, pretty and sorted, all at once; `path` is a file name ending in .json, or a folder in which it gets its own name.
 
-    In a folder, the same command's run of the same day is replaced, and another's is not: the name then gets a number.
+    In a folder, the run of the same day of the same command, on the same data and, but for trainings, on the same models, is replaced; another's is
+    not: the name then gets a number.
     Raises DataError for numbers that are not finite, more than 100 kB, paths of this machine anywhere in it, or a place that cannot be written to.
     """
     target = Path(path)
     if target.suffix != ".json":
-        target = _own_place(target / run.file_name, run.command)
+        target = _own_place(target / run.file_name, run)
     document = asdict(run)
     _check_values(document, target.name)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -240,20 +242,26 @@ def check_target(path: str | Path) -> None:
         raise DataError(f"Expected to write a run file at {target}, found a folder. {PLACES}")
 
 
-def _own_place(path: Path, command: str) -> Path:
-    """The path, or the first numbered one that no other command's run has."""
+def _own_place(path: Path, run: RunFile) -> Path:
+    """The path, or the first numbered one that no other run has."""
     place, number = path, 1
-    while place.exists() and _command_of(place) != command:
+    while place.exists() and _measured(place) != _what(run):
         number += 1
         place = path.with_stem(f"{path.stem}-{number}")
     return place
 
 
-def _command_of(path: Path) -> str | None:
+def _measured(path: Path) -> tuple[object, ...] | None:
     try:
-        return read(path).command
+        return _what(read(path))
     except DataError:  # not a run file of ours: it is left as it is
         return None
+
+
+def _what(run: RunFile) -> tuple[object, ...]:
+    """What tells runs of one name apart: commands with other paths may look alike, since those are shortened."""
+    models = () if run.kind in MADE else tuple(subject.sha256 for subject in run.subjects)
+    return (run.command, models, tuple(item.sha256 for item in run.data))
 
 
 def read(path: str | Path) -> RunFile:
@@ -297,6 +305,8 @@ def _shorten(word: str) -> str:
     word = _CREDENTIALS.sub("", word)
     if "://" in word:
         return word
+    if word.startswith("-") and len(flags := _split(word)) > 1 and ("=" not in flags[0] or any(flag.startswith("-") for flag in flags[1:])):
+        return shlex.join(map(_shorten, flags))
     option, equals, value = word.partition("=")
     if equals and option.startswith("-"):
         return f"{option}={_shorten(value)}"
@@ -308,6 +318,13 @@ def _shorten(word: str) -> str:
     if path.is_absolute() or path.parts[:1] in {("..",), ("~",)} or word.startswith("~"):
         return path.name or "."
     return word
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # an odd number of quotes
+        return [text]
 
 
 def _check_values(value: Any, where: str) -> None:

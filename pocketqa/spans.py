@@ -26,6 +26,7 @@ from pocketqa.errors import EngineError, OptionsError
 from pocketqa.features import Encoded, padded_flags
 from pocketqa.types import Answer, Floats, NoAnswer, Request, Result, SpanLogits, SpanOptions, StageTimings, Window
 
+SARA_AM = "\u0e33\u0eb3"  # of Thai and Lao: a vowel with a mark in it
 ZERO_WIDTH_JOINER = "\u200d"
 LONGEST_CHARACTER = 32  # code points: Unicode's stream-safe text has at most 30 marks in a row, and no emoji has as many parts
 FIRST_MARK = "\u0300"  # of all that joins: letters of most texts need no look into Unicode's tables
@@ -179,8 +180,8 @@ def overlaps_any(answers: Sequence[Answer], source: int, begin: int, end: int) -
 
 
 def whole_characters(text: str, begin: int, end: int) -> tuple[int, int]:
-    """`begin` and `end` moved outwards over combining marks, variation selectors, emoji modifiers, tags (of flags) and joined emoji, so that no
-    visible character is cut; each by LONGEST_CHARACTER code points at most.
+    """`begin` and `end` moved outwards over combining marks, variation selectors, emoji modifiers, tags (of flags), joined emoji and parts of Hangul
+    syllables, so that no visible character is cut; each by LONGEST_CHARACTER code points at most.
     """
     first, last = begin - LONGEST_CHARACTER, end + LONGEST_CHARACTER
     while begin > first and _inside(text, begin):
@@ -205,6 +206,8 @@ def _inside(text: str, place: int) -> bool:
         unicodedata.category(following) in {"Mn", "Me", "Mc"}
         or "\U0001f3fb" <= following <= "\U0001f3ff"
         or "\U000e0020" <= following <= "\U000e007f"
+        or following in SARA_AM
+        or ("\u1100" <= before <= "\u11ff" and "\u1160" <= following <= "\u11ff")  # a syllable of Hangul in parts
     )
 
 

@@ -88,7 +88,7 @@ def _swap(temporary: Path, target: Path, replace: bool) -> None:
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes only what may be written to
     try:
         os.fsync(descriptor)
     finally:

@@ -459,8 +459,11 @@ private func isInside(_ scalars: [Unicode.Scalar], _ place: Int) -> Bool {
     if following == zeroWidthJoiner { return place + 1 < scalars.count }  // with nothing behind it, it joins nothing
     switch scalars[place].properties.generalCategory {
     case .nonspacingMark, .enclosingMark, .spacingMark: return true
-    default: return (0x1F3FB...0x1F3FF).contains(following) || (0xE0020...0xE007F).contains(following)
+    default: break
     }
+    if (0x1100...0x11FF).contains(before) && (0x1160...0x11FF).contains(following) { return true }  // a syllable of Hangul in parts
+    if following == 0x0E33 || following == 0x0EB3 { return true }  // sara am of Thai and Lao
+    return (0x1F3FB...0x1F3FF).contains(following) || (0xE0020...0xE007F).contains(following)
 }
 
 // MARK: - Core ML

@@ -112,9 +112,14 @@ class Output:
         """All blocks are there: put the output in place."""
         try:
             self._keep(replace(self.state, complete=True))
-            self.partial.replace(self.path)
+            self._put_in_place()
         except OSError as error:
             raise self._not_written(error) from None
+
+    def _put_in_place(self) -> None:
+        if os.name == "nt":  # which moves no file that is open; elsewhere the lock is held until it is moved
+            self._file.close()
+        self.partial.replace(self.path)
 
     def _not_written(self, error: OSError) -> DataError:
         return DataError(f"{self.path} cannot be written any further: {error.strerror}. The same command goes on from here.")
@@ -157,7 +162,7 @@ class Output:
         """A run that came to its end, perhaps but for the last step."""
         size = self.partial.stat().st_size
         if size == state.bytes and (size or not self.path.exists()):
-            self.partial.replace(self.path)
+            self._put_in_place()
         else:
             self._clear()
         if not self.path.exists() or self.path.stat().st_size != state.bytes:

@@ -23,11 +23,16 @@ def load_lines(runs: Runs, link: Link) -> list[str]:
     """Times of single runs and where they went, one table each; then each run that searched for the highest rates."""
     found = of_kind(runs, "load")
     single = {name: run for name, run in found.items() if "search" not in run.results}
-    parts = [timing_table(single, "load", link), _where_table(single, link)]
+    doubts = [f"- {run.name}: {doubt.removeprefix('- ')}" for run in single.values() for doubt in (*_void(run), *busy_lines(run))]
+    parts = [timing_table(single, "load", link), _where_table(single, link), doubts]
     for name, run in found.items():
         if "search" in run.results:
             parts += _search_parts(name, run, link)
     return joined(parts)
+
+
+def _void(run: RunFile) -> list[str]:
+    return [f"void: {reason}" for reason in run.results.get("void", ())]
 
 
 def _where_table(runs: Runs, link: Link) -> list[str]:

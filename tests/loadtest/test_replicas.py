@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ import pytest
 
 from loadtest import replicas
 from loadtest.open_loop import Sent
-from loadtest.questions import Question
+from loadtest.questions import Question, load_questions
 from loadtest.replicas import ONE, TWO, Setup
+from loadtest.rounds import run_rounds
 from pocketqa import report, runs
 from pocketqa.errors import OptionsError
 from pocketqa.reporting.replica_tables import replica_lines
@@ -70,6 +74,29 @@ def test_what_is_not_clean(bad: Sent, counted: dict[str, int]) -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"answer": "Ada", "start": "0", "end": 3}', b"null"])
 def test_a_body_of_another_form_is_no_span(body: bytes) -> None:
     assert not replicas.is_span(body, PASSAGE)
+
+
+def test_rounds_with_refusals_are_void_since_those_are_quick() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(429)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    given = argparse.Namespace(seed=0, rounds=1, seconds=1.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen: list[int] = []
+        void = run_rounds({"one": server.server_address[1]}, load_questions()[:2], 20.0, given, lambda _, sent: seen.extend(s.status for s in sent))
+        server.shutdown()
+    assert set(seen) == {429}
+    assert f"round 1, one: {len(seen)} of {len(seen)} questions were not answered, and refusals are quick; lower --rate" in void
 
 
 def test_percentiles_and_ratios() -> None:

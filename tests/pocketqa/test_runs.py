@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 from dataclasses import replace
@@ -281,6 +282,28 @@ def test_command_line_names_files_not_places(tmp_path, monkeypatch):
         "pocketqa evaluate models/student --data 'dev v1.json' --out=x.json a.json b.json models/teacher "
         "--question 'Who, and / or what?' http://127.0.0.1:8000/v1 c.json ''"
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--recipe /home/me/mine.toml --cache /scratch/c", "--recipe mine.toml --cache c"),
+        ("--epochs 2", "--epochs 2"),
+        ("--serve-options=--student /srv/models/student --batching off", "--serve-options=--student student --batching off"),
+        ("--data=/srv/my data/dev.json", "--data=dev.json"),
+        ("--odd 'quote /x", "--odd 'quote /x"),
+    ],
+)
+def test_flags_within_a_word_are_shortened_too(word, expected):
+    assert shlex.split(runs.command_line([word])) == [expected]
+
+
+def test_runs_of_one_command_on_other_models_or_data_stand_beside_each_other(tmp_path):
+    run = evaluation()
+    other_model = replace(run, subjects=(replace(run.subjects[0], sha256="e" * 64),))
+    other_data = replace(run, data=(replace(run.data[0], sha256="e" * 64),))
+    places = [runs.write(each, tmp_path) for each in (run, other_model, other_data, other_model, run)]
+    assert len(set(places)) == 3 and places[3] == places[1] and places[4] == places[0]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,9 @@ def test_large_logits_do_not_overflow(tokenizer, shift):
         ("👩\u200d👧\u200d👦!", (0, 1), (0, 5)),  # a family is one picture
         ("☃\ufe0f!", (0, 1), (0, 2)),  # variation selector
         (f"a {ENGLAND}!", (2, 3), (2, 9)),
+        ("\u1112\u1161\u11ab\u1100\u116e\u11a8", (1, 2), (0, 3)),  # two syllables of Hangul in parts (NFD)
+        ("\u1112\u1161\u11ab\u1100\u116e\u11a8", (3, 4), (3, 6)),
+        ("\u0e17\u0e33!", (0, 1), (0, 2)),  # Thai sara am
         ("plain", (2, 3), (2, 3)),
         ("end", (0, 3), (0, 3)),
         ("a\u200d", (0, 1), (0, 1)),  # a joiner with nothing behind it joins nothing

@@ -22,7 +22,8 @@ from tests.packaged import model_folder
 SWIFT = Path(howto.__file__).parents[1] / "swift" / "QuestionAnswering.swift"
 CATEGORIES = {".nonspacingMark": "Mn", ".enclosingMark": "Me", ".spacingMark": "Mc"}
 MARKS, EMOJI = "\u0301\u0300\u02ff\u093f\u20e3\ufe0f\u200d", "\U0001f469\U0001f680\U0001f3fa\U0001f3fb\U0001f3ff\U0001f400"
-ALPHABET = f"ab1#{MARKS}{EMOJI}\U000e001f\U000e0020\U000e007f\U000e0080"
+JAMO = "\u1112\u1161\u11ab\u0e33\u0eb3\u10ff\u1200"
+ALPHABET = f"ab1#{MARKS}{EMOJI}{JAMO}\U000e001f\U000e0020\U000e007f\U000e0080"
 
 
 def written(folder: Path, scheme: str) -> str:
@@ -57,7 +58,7 @@ def swift_rule() -> Callable[[str, int, int], tuple[int, int]]:
         both
         | {r"^(if .*?) \{ (.*) \}\s*$": r"\1: \2", r"scalars\.count": "len(scalars)", r"scalars\[(.*?)\]\.value": r"ord(scalars[\1])"}
         | {r"^switch scalars\[place\]\.properties\.generalCategory \{$": "category = unicodedata.category(scalars[place])", r"^\}$": ""}
-        | {r"^case (.*): return True$": r"if category in names('\1'): return True", r"^default: ": ""}
+        | {r"^case (.*): return True$": r"if category in names('\1'): return True", r"^default: break$": ""}
         | {r"\((0x\w+)\.\.\.(0x\w+)\)\.contains\((\w+)\)": r"(\1 <= \3 <= \2)"},
     )
     around = in_python(body("wholeCharacters"), both | {r"^(while .*?) \{ (.*) \}$": r"\1: \2", r"begin\.\.<end": "(begin, end)"})

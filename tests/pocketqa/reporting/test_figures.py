@@ -228,13 +228,17 @@ def report_lines(folder: Path) -> list[str]:
     return (folder / "RESULTS.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_figures_of_an_earlier_report_go(project) -> None:
-    folder = project(made.race())
+def test_figures_of_an_earlier_report_go_and_other_files_stay(project) -> None:
+    folder = project(made.race(), made.race("two threads", threads=2))
+    (folder / "report").mkdir()
+    for name in ("logo.png", "notes.txt"):
+        (folder / "report" / name).write_bytes(b"mine")
     report.main(["--no-readme", "--html", "report"])
-    (folder / "report" / "latency-of-yesterday.png").write_bytes(b"old")
-    (folder / "report" / "notes.txt").write_text("mine", encoding="utf-8")
+    figures = [f"latency-latency-{name}-2026-03-01.png" for name in ("squad-1-thread", "two-threads")]
+    assert sorted(file.name for file in (folder / "report").iterdir()) == ["index.html", *figures, "logo.png", "notes.txt"]
+    next((folder / "runs").glob("*two-threads*")).unlink()
     report.main(["--no-readme", "--html", "report"])
-    assert sorted(file.name for file in (folder / "report").iterdir()) == ["index.html", "latency-latency-squad-1-thread-2026-03-01.png", "notes.txt"]
+    assert sorted(file.name for file in (folder / "report").iterdir()) == ["index.html", figures[0], "logo.png", "notes.txt"]
 
 
 def test_checking_draws_nothing(project) -> None:

@@ -98,6 +98,14 @@ def test_where_the_time_went() -> None:
     assert any(line.startswith("| student `bbbbbbbbbbbb`, closed loop, 1 user | student | 1 | 20.00 | 20.00") for line in found)
 
 
+def test_single_runs_that_are_void_or_of_a_busy_machine_are_called_so() -> None:
+    results = runs.timing_results("open loop", {"with": runs.summarise_times([0.1])}, extra={"void": ["the client was late"]})
+    results |= {"busy": True, "load": {"reasons": ["crowded"]}}
+    run = runs.RunFile("load", "shadow", (), (), "x", "2026-03-01T00:00:00Z", {}, results)
+    lines = load_lines({"shadow": run}, lambda name, _: name)
+    assert lines[-2:] == ["- shadow: void: the client was late", "- shadow: Busy machine, so its times are not to be trusted: crowded"]
+
+
 def test_parts_of_a_search_that_are_missing_are_named() -> None:
     with pytest.raises(OptionsError, match="'rates'"):
         benchmark(search={"objective": "p99<1s", "points": []})
