@@ -203,12 +203,12 @@ def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
     processes.say(f"{job.task.title}: {job.model}, {parameters_of(model):,} parameters; teacher: {job.teacher or 'none'}")
     processes.say(f"{len(rows)} examples, {prepared.cut} of them cut to {recipe.max_tokens} tokens; {len(prepared.plan)} steps; {choice}")
     processes.say(f"{tokens:,} tokens, padding waste {100 * (1 - tokens / padded):.1f} %, {torch.get_num_threads()} threads")
-    processes.say(f"recipe: {json.dumps(dataclasses.asdict(recipe))}")
+    processes.say(f"recipe: {json.dumps(recipes.settings_of(recipe))}")
 
 
 def _identity(job: TaskJob, prepared: Prepared) -> str:
     teacher = model_key(job.teacher) if job.teacher else None
-    parts: list[object] = [dataclasses.asdict(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
+    parts: list[object] = [recipes.settings_of(job.recipe), job.task.name, rows_hash(prepared.rows), model_key(job.model), teacher]
     if every := prepared.apart and job.stage.keeping.evaluate_every:  # which steps the best is chosen from
         parts.append(every)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -222,7 +222,7 @@ def _summary(job: TaskJob, model: PreTrainedModel, prepared: Prepared, result: L
         "start": weights_hash(job.model),
         "teacher": weights_hash(job.teacher) if job.teacher else None,
         "data": [{"file": name, "sha256": sha256, "examples": len(prepared.rows), "cut": prepared.cut, "kept_apart": len(prepared.apart)}],
-        "recipe": dataclasses.asdict(job.recipe),
+        "recipe": recipes.settings_of(job.recipe),
         "evaluate_every": job.stage.keeping.evaluate_every,
         "parameters": parameters_of(model),
         "steps": result.steps,
@@ -261,7 +261,8 @@ def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path
     if seed is None or not ModelFolder(out).manifest.is_file():
         return None
     made = ModelFolder(out).read_manifest().config
-    examples_of, recipe = _development(given.data, given.dev, task), dataclasses.asdict(_recipe(given, task, seed))
+    trained: JSON = made.get("recipe", {})
+    examples_of, recipe = _development(given.data, given.dev, task), recipes.settings_of(_recipe(given, task, seed))
     there_and_here = {
         "--task": (made.get("task"), task.name),
         "MODEL": (made.get("start"), weights_hash(given.model)),
@@ -269,7 +270,7 @@ def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path
         "--data": (made.get("data", [{}])[0].get("sha256"), source_name(given.data, task, task.splits[0])[1]),
         "--dev": (made.get("development", {}).get("sha256"), source_name(examples_of.source, task, examples_of.split)[1] if examples_of else None),
         "--evaluate-every": (made.get("evaluate_every", 0), given.evaluate_every),
-        **{f"--{name.replace('_', '-')}": (made.get("recipe", {}).get(name), value) for name, value in recipe.items()},
+        **{f"--{name.replace('_', '-')}": (trained.get(name), recipe.get(name)) for name in {**trained, **recipe}},
     }
     if other := [f"{name} (there {there}, here {here})" for name, (there, here) in there_and_here.items() if there != here]:
         raise TrainingError(

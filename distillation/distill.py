@@ -58,6 +58,7 @@ class Job:
     start: Start
     recipe: DistillRecipe
     stage: Stage
+    recipe_named: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -87,7 +88,8 @@ def distill(job: Job) -> JSON:
         check_fit(model, corpus, name)
     rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens)
     plan = plan_steps(corpus.lengths, recipe, rows)
-    trained = Trained(student, transfer, started.headed or trains_head(len(plan), recipe, list(transfer.pairs)))
+    headed = started.headed or trains_head(len(plan), recipe, list(transfer.pairs))
+    trained = Trained(student, transfer, headed, embedded=started.headed)
     _say_plan(job, trained, corpus, plan, apart, started.origin)
 
     def make_batch(indices: Sequence[int], step: int) -> StepBatch:
@@ -123,9 +125,9 @@ def _say_plan(job: Job, trained: Trained, corpus: Corpus, plan: Sequence[Step], 
         processes.say("layers: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in trained.transfer.pairs.items()))
     processes.say(f"teacher: {', '.join(job.teachers)}")
     say_text(corpus, plan, apart)
-    processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+    processes.say(f"recipe: {json.dumps(recipes.settings_of(job.recipe))}")
     tokens = job.recipe.batch_tokens * job.recipe.accumulation
-    if student.config.hidden_size >= PAPER_WIDTH and tokens < FEW_TOKENS:
+    if student.config.hidden_size >= PAPER_WIDTH and tokens < FEW_TOKENS and not job.recipe_named:
         processes.say(
             f"{tokens:,} tokens a step suit small models on a CPU; for students as wide as this one, --recipe distilbert_paper has the paper's"
         )
@@ -177,4 +179,4 @@ def _parse(argv: list[str]) -> Job:
     recipes.add_flags(parser, DistillRecipe)
     given = parser.parse_args(argv)
     recipe = recipes.from_arguments(given, DistillRecipe)
-    return Job(tuple(given.teacher), CorpusArguments.of(given), start_of(given), recipe, Stage.of(given))
+    return Job(tuple(given.teacher), CorpusArguments.of(given), start_of(given), recipe, Stage.of(given), bool(given.recipe))

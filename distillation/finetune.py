@@ -197,13 +197,13 @@ def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], pla
     processes.say(
         f"{len(windows)} windows, {len(plan)} steps, {tokens:,} tokens, padding waste {100 * waste:.1f} %, {torch.get_num_threads()} threads"
     )
-    processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+    processes.say(f"recipe: {json.dumps(recipes.settings_of(job.recipe))}")
 
 
 def _identity(job: Job, tokenizer: Tokenizer) -> str:
     data = [[(squad.source_hash(s.path), s.fraction) for s in sources] for sources in (job.sources, job.unlabelled)]
     models = model_key(job.model), [model_key(source) for source in job.teachers]
-    parts = [dataclasses.asdict(job.recipe), data, tokenizer.vocabulary_hash, *models]
+    parts = [recipes.settings_of(job.recipe), data, tokenizer.vocabulary_hash, *models]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -220,7 +220,7 @@ def _summary(job: Job, model: nn.Module, counts: list[JSON], result: LoopResult,
         "teacher": teachers[0] if len(teachers) == 1 else teachers or None,
         "grown": grown_from(job.model),
         "data": counts,
-        "recipe": dataclasses.asdict(job.recipe),
+        "recipe": recipes.settings_of(job.recipe),
         "parameters": parameters_of(model),
         "windows": len(windows),
         "steps": result.steps,

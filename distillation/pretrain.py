@@ -110,7 +110,7 @@ def _start(job: Job) -> tuple[PreTrainedModel, bool]:
 def _say_plan(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:
     processes.say(f"model {job.model}: {type(model).__name__}, {model.config.num_hidden_layers} layers, {parameters_of(model):,} parameters")
     say_text(corpus, plan, apart)
-    processes.say(f"recipe: {json.dumps(dataclasses.asdict(job.recipe))}")
+    processes.say(f"recipe: {json.dumps(recipes.settings_of(job.recipe))}")
 
 
 def _identity(job: Job, corpus: Corpus) -> str:

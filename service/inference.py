@@ -54,7 +54,7 @@ class Compared:
 
 
 @dataclass(slots=True)
-class _Clock:
+class Clock:
     """When a request came, when it is given up, and how many seconds of computing its questions have in the queue."""
 
     arrived: float
@@ -103,9 +103,12 @@ class Inference:
             encoded, waited = await self._encode(question, [self._pair[role]], clock)
             return await self._answer_encoded(role, question, encoded, clock, began, waited)
 
-    async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
-        """As `answer`, of questions that come at one time, in their order; in the place of one that failed stands its error."""
-        began, clock = time.perf_counter(), self._clock()
+    async def answer_many(self, role: Role, questions: Sequence[Question], clock: Clock | None = None) -> list[Answered | PocketQAError]:
+        """As `answer`, of questions that come at one time, in their order; in the place of one that failed stands its error.
+
+        clock: of the body that they come in, where others of it are put to the other model.
+        """
+        began, clock = time.perf_counter(), clock or self.clock()
         tasks: list[asyncio.Task[Answered | PocketQAError]] = []
         errors: list[Answered | PocketQAError] = []
         with self._departures(role):
@@ -137,16 +140,17 @@ class Inference:
         return Compared(sides["teacher"], sides["student"], order[0])
 
     @asynccontextmanager
-    async def _request(self, role: Role) -> AsyncIterator[_Clock]:
+    async def _request(self, role: Role) -> AsyncIterator[Clock]:
         """Around all of a request: its deadline, and a count of those whose client left.  Raises DeadlineExceeded."""
-        clock = self._clock()
+        clock = self.clock()
         with self._departures(role):
             async with self._in_time(clock):
                 yield clock
 
-    def _clock(self) -> _Clock:
+    def clock(self) -> Clock:
+        """Of a request that comes now."""
         arrived = time.monotonic()
-        return _Clock(arrived, arrived + self._settings.deadline_seconds)
+        return Clock(arrived, arrived + self._settings.deadline_seconds)
 
     @contextmanager
     def _departures(self, role: Role) -> Iterator[None]:
@@ -157,7 +161,7 @@ class Inference:
             raise
 
     @asynccontextmanager
-    async def _in_time(self, clock: _Clock) -> AsyncIterator[None]:
+    async def _in_time(self, clock: Clock) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(clock.deadline - time.monotonic()):
                 yield
@@ -170,7 +174,7 @@ class Inference:
         asyncio.get_running_loop().call_soon(self._metrics.stages, role, result.timings, total)
         return Answered(result, total)
 
-    async def _answer_encoded(self, role: Role, question: Question, encoded: Encoded, clock: _Clock, began: float, waited: float) -> Answered:
+    async def _answer_encoded(self, role: Role, question: Question, encoded: Encoded, clock: Clock, began: float, waited: float) -> Answered:
         own = self._scheduler.admit({role: encoded.windows}, clock.deadline, mine=clock.queued)
         clock.queued += own
         try:
@@ -182,7 +186,7 @@ class Inference:
         return self._answered(role, result, time.perf_counter() - began)
 
     async def _outcome(
-        self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: _Clock, began: float, waited: float
+        self, role: Role, question: Question, encoded: Encoded | PocketQAError, clock: Clock, began: float, waited: float
     ) -> Answered | PocketQAError:
         if isinstance(encoded, PocketQAError):
             return encoded
@@ -192,11 +196,11 @@ class Inference:
         except PocketQAError as error:
             return error
 
-    async def _encode(self, question: Question, readers: Sequence[Served], clock: _Clock) -> tuple[Encoded, float]:
+    async def _encode(self, question: Question, readers: Sequence[Served], clock: Clock) -> tuple[Encoded, float]:
         with self._tokenising([question], clock):
             return await self._in_thread(lambda: self._make_windows(question, readers))
 
-    async def _encode_first(self, questions: Sequence[Question], served: Served, clock: _Clock) -> tuple[list[Encoded | PocketQAError], float]:
+    async def _encode_first(self, questions: Sequence[Question], served: Served, clock: Clock) -> tuple[list[Encoded | PocketQAError], float]:
         """The first of the questions, as many as come to the most windows of one: those of all of a long list are not held at a time."""
 
         def make() -> list[Encoded | PocketQAError]:
@@ -217,7 +221,7 @@ class Inference:
                 return await self._in_thread(make)
 
     @contextmanager
-    def _tokenising(self, questions: Sequence[Question], clock: _Clock) -> Iterator[None]:
+    def _tokenising(self, questions: Sequence[Question], clock: Clock) -> Iterator[None]:
         """Around making windows: what waits to be tokenised counts as waiting too.  Raises Overloaded."""
         self._scheduler.admit({}, clock.deadline, self._characters * self._character_seconds / _TEXT_THREADS, clock.queued)
         characters = sum(map(_characters, questions))
@@ -236,7 +240,7 @@ class Inference:
             check_options(encoded, question.span_options(served.reader.no_answer), served.reader.no_answer)
         return encoded
 
-    async def _read(self, served: Served, question: Question, encoded: Encoded, clock: _Clock, waited: float) -> Result:
+    async def _read(self, served: Served, question: Question, encoded: Encoded, clock: Clock, waited: float) -> Result:
         """Windows to answers.  waited: for a thread that tokenises, in seconds; all waiting of a request is its time in the queue."""
         scored = await self._scheduler.run(served.role, encoded.windows, clock.arrived, clock.deadline)
         options = question.span_options(served.reader.no_answer)

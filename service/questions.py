@@ -45,8 +45,7 @@ def read_question(body: CompareRequest, settings: Settings) -> Question:
         if found > most:
             raise LimitExceeded(f"At most {most:,} {what} are taken, found {found:,}.")
     stride = min(WindowOptions().doc_stride, body.max_tokens // 2) if body.doc_stride is None else body.doc_stride
-    longest_question = min(WindowOptions().max_question_tokens, body.max_tokens // 2)
-    options = WindowOptions(max_tokens=body.max_tokens, doc_stride=stride, max_question_tokens=longest_question)
+    options = WindowOptions(max_tokens=body.max_tokens, doc_stride=stride, max_question_tokens=_longest_question(body.max_tokens))
     longest = body.max_answer_tokens or min(SpanOptions().max_answer_tokens, longest_safe_answer(stride))
     return Question(Request(body.question, contexts), options, body.top_k, longest, body.no_answer)
 
@@ -63,14 +62,22 @@ def encode(reader: Reader, question: Question, max_windows: int) -> Encoded:
     try:
         encoded = reader.encode([question.request], question.windows)
     except TextError as error:
-        raise TextError(str(error).replace("Shorten it or raise max_question_tokens.", _shorter(question.windows))) from None
+        raise TextError(_in_reach(str(error), question.windows)) from None
     _check_windows(len(encoded.windows), max_windows, "")
     return encoded
 
 
-def _shorter(options: WindowOptions) -> str:
-    """What to do about a question of too many tokens, of which a request can say as many as fit into half a window at most."""
-    return "Shorten it." if options.max_question_tokens >= WindowOptions().max_question_tokens else "Shorten it or raise max_tokens."
+def _longest_question(max_tokens: int) -> int:
+    """Tokens of a question where a request does not say it."""
+    return min(WindowOptions().max_question_tokens, max_tokens // 2)
+
+
+def _in_reach(message: str, options: WindowOptions) -> str:
+    """The sentence on a question of too many tokens, with what a request that did not choose their number can do."""
+    if options.max_question_tokens != _longest_question(options.max_tokens):
+        return message
+    advice = "Shorten it." if options.max_question_tokens == WindowOptions().max_question_tokens else "Shorten it or raise max_tokens."
+    return message.replace("Shorten it or raise max_question_tokens.", advice)
 
 
 def _check_windows(found: int, most: int, about: str) -> None:

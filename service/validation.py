@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
+from service.settings import MOST_REQUESTS
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _MOST_PROBLEMS = 20
 _MOST_CHARACTERS = 200
@@ -24,9 +26,14 @@ _CHOICES = {
 def describe_validation(error: RequestValidationError) -> str:
     """Every problem of a body in one sentence each, without what was sent."""
     problems: dict[str, str] = {}
+    long: set[str] = set()
     for item in error.errors():
         place, choice = _place(item["loc"][1:])
-        problems[place] = f"{place}: {choice}" if choice else _sentence(item, place)
+        if item["type"] == "too_long" and item["ctx"]["max_length"] == MOST_REQUESTS:
+            long.add(place)
+            problems[place] = f"{place}: at most {item['ctx']['max_length']:,} are read, found more; a service may take fewer (GET /v1/models)"
+        elif place not in long:
+            problems[place] = f"{place}: {choice}" if choice else _sentence(item, place)
     return "; ".join(list(problems.values())[:_MOST_PROBLEMS])
 
 

@@ -93,7 +93,9 @@ def loss_function(
         needed = teachers if phase.distillation and recipe.alpha_ce else teachers[: int(inside or (phase.distillation and recipe.alpha_cos > 0))]
         with torch.no_grad():
             seen = [observe(teacher, inputs, states and not i, () if i else theirs) for i, teacher in enumerate(needed)]
-        with _frozen_below(student, min(phase.layers or [0])) if not phase.distillation else contextlib.nullcontext():
+        first = min(phase.layers or [0])
+        frozen = not phase.distillation and (first > 0 or trained.embedded)
+        with _frozen_below(student, first) if frozen else contextlib.nullcontext():
             made = observe(student, inputs, states, ours)
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=text.ids.device)
@@ -181,7 +183,7 @@ def _rows(out: Observed, places: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen_below(student: PreTrainedModel, layer: int) -> Iterator[None]:
-    """Let no gradient into what lies below a layer: below layer 0 the embeddings, which the released code leaves alone while layers learn.
+    """Let no gradient into what lies below a layer: below layer 0 the embeddings, which the released code copies and leaves alone while layers learn.
 
     "Progressive knowledge transfer" (Sun et al. 2020, section 4.4).  The optimiser leaves parameters without a gradient alone.
     """

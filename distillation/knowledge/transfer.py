@@ -102,10 +102,13 @@ class Transfer(nn.Module):
 class Trained(nn.Module):
     """All that a distillation trains: the student, and what only its losses need."""
 
-    def __init__(self, student: PreTrainedModel, transfer: Transfer, headed: bool = True) -> None:
-        """headed: whether the head of the student is a trained one at the end; one that nothing trained is none, and is not kept."""
+    def __init__(self, student: PreTrainedModel, transfer: Transfer, headed: bool = True, embedded: bool = True) -> None:
+        """headed: whether the head of the student is a trained one at the end; one that nothing trained is none, and is not kept.
+
+        embedded: whether it begins with trained embeddings, not with some drawn at random.
+        """
         super().__init__()
-        self.student, self.transfer, self.headed = student, transfer, headed
+        self.student, self.transfer, self.headed, self.embedded = student, transfer, headed, embedded
 
     @property
     def kept(self) -> PreTrainedModel:

@@ -85,7 +85,7 @@ class Started:
 
     model: PreTrainedModel
     origin: JSON  # what the manifest says of its start
-    headed: bool  # whether its language head is a trained one, its own or its teacher's, not drawn at random
+    headed: bool  # whether its language head and embeddings are trained ones, its own or its teacher's, not drawn at random
 
 
 def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: DistillRecipe) -> Started:

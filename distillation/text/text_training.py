@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from distillation.text.pretrain_recipe import TextRecipe
 from distillation.training import processes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import LoopResult
+from distillation.training.recipes import settings_of
 from distillation.training.stage import Stage
 from pocketqa.errors import TrainingError
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
@@ -61,7 +61,7 @@ def say_text(corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:
 
 def text_identity(recipe: TextRecipe, corpus: Corpus, *start: object) -> str:
     """Hash of everything that a training on text depends on.  start: what settles the models that it begins with."""
-    parts = [dataclasses.asdict(recipe), corpus.key, *start]
+    parts = [settings_of(recipe), corpus.key, *start]
     if recipe.heldout_tokens and recipe.seed != HELD_OUT_SEED:
         parts.append("one text kept apart for all seeds")  # once each seed kept its own apart
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -72,7 +72,7 @@ def text_summary(model: PreTrainedModel, corpus: Corpus, recipe: TextRecipe, pla
     return {
         "data": [{"file": source["name"], **{key: source[key] for key in ("sha256", "tokens", "documents")}} for source in corpus.sources],
         "corpus": corpus.key,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": settings_of(recipe),
         "parameters": parameters_of(model),
         "rows": sum(len(batch) for step in plan for batch in step),
         "steps": result.steps,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pocketqa.errors import TrainingError
 
+LATER = {"schedule": "linear"}  # fields that older trainings lack, and what those did
 PRECISIONS = ("bf16", "fp16", "fp32")
 
 T = TypeVar("T", float, int, bool, str)
@@ -75,6 +76,11 @@ class Recipe:
         if self.batch_tokens < self.max_tokens:
             found.append(f"--batch-tokens ({self.batch_tokens}) must hold at least one sequence of --max-tokens ({self.max_tokens})")
         return found
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """All fields, as manifests and identities of runs hold them; without those that came later where they leave a training as it was before them."""
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if LATER.get(name) != value}
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:

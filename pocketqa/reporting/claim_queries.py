@@ -117,7 +117,7 @@ def _mean_score(runs: Runs, role: str) -> Lines:
 def _pass(runs: Runs, first: str, second: str) -> Lines:
     """How many times longer a pass over STS-B at batch 1 takes with the first, in each engine: on a quiet machine, over the fewest threads, last."""
     found: dict[str, tuple[str, str]] = {}
-    passes = {name: run for name, run in of_kind(runs, "latency").items() if "whole_pass" in run.results and run.results["threads"]}
+    passes = {name: run for name, run in of_kind(runs, "latency").items() if "whole_pass" in run.results and run.results.get("threads")}
     for name, run in sorted(passes.items(), key=lambda item: (not item[1].results.get("busy"), -item[1].results["threads"], item[1].created)):
         weights = {f"{s.name}, {s.engine} {s.precision}": f"{s.name} `{s.sha256[:12]}`" for s in run.subjects}
         for label, ratio in run.results["whole_pass"]["ratios"].items():

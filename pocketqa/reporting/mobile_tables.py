@@ -144,7 +144,7 @@ def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
 def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
     """Milliseconds of one question (p50 / p90), by weights, engine and precision: of races on questions the longest on a quiet machine over the
     fewest threads; where the longest was on a busy machine, that is said."""
-    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad") and run.results["threads"]}
+    raced = {name: run for name, run in races(runs).items() if run.results["workload"].startswith("squad") and run.results.get("threads")}
     times: dict[tuple[str, str, str], str] = {}
 
     def worth(item: tuple[str, RunFile]) -> tuple[object, ...]:
@@ -245,7 +245,8 @@ def _latency_row(run: RunFile, label: str) -> tuple[str, ...]:
     times = (f"{t[key]:,.2f} {t['unit']}" for key in ("p50", "p90", "p99"))
     loads = (r.get(key, {}).get(label, {}).get(kind) for key in ("load_seconds", "first_run_seconds") for kind in ("cold", "warm"))
     seconds = ("" if value is None else f"{value:.2f} s" for value in loads)
-    memory = r.get("peak_memory_mib", {}).get(label) or {}
+    found = r.get("peak_memory_mib", {}).get(label)
+    memory = found if isinstance(found, dict) else {"peak": found}
     memories = ("" if value is None else f"{value:,.0f} MiB" for value in (memory.get("peak"), added_memory(memory)))
     cells = (f"{t['count']:,}", *times, f"{split} {t['unit']}", *seconds, *memories)
     return (f"{label}{_weights(run, label)}", *cells)

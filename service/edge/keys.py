@@ -22,12 +22,16 @@ _MORE = "`pocketqa serve --new-key NAME` prints a key and the line for it."
 
 
 class KeyRing:
-    """The keys that may ask.  A changed file counts from the next request on; one that cannot be used is told in the log and changes nothing."""
+    """The keys that may ask.  A changed file counts from the next request on, and lets nobody in where no key is left; one that is gone or holds
+    other lines is told in the log and changes nothing.
+    """
 
     def __init__(self, file: Path) -> None:
         """Raises OptionsError naming each line that is no key, and a file without any."""
         self._file, self._stamp = file, _stamp(file)
         self._names_by_hash = self._read(file)
+        if not self._names_by_hash:
+            raise OptionsError(f"Expected lines of a name and a SHA-256 in {file}, found none. {_MORE}")
 
     @staticmethod
     def _read(file: Path) -> dict[bytes, str]:
@@ -45,9 +49,8 @@ class KeyRing:
                 names_by_hash[bytes.fromhex(found["hash"])] = found["name"]
             else:
                 bad.append(str(number))  # never the line itself: somebody may have put a key there
-        if bad or not names_by_hash:
-            found_instead = f"others (line {', '.join(bad)})" if bad else "none"
-            raise OptionsError(f"Expected lines of a name and a SHA-256 in {file}, found {found_instead}. {_MORE}")
+        if bad:
+            raise OptionsError(f"Expected lines of a name and a SHA-256 in {file}, found others (line {', '.join(bad)}). {_MORE}")
         return names_by_hash
 
     def owner(self, key: bytes) -> str | None:

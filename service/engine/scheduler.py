@@ -135,7 +135,7 @@ class Scheduler:
         waiting = before + self.wait_seconds()
         if waiting == 0.0:
             return own
-        most, mine = self._settings.max_queue_seconds, mine / max(1, self._alive)
+        most, mine = self._settings.max_queue_seconds, min(mine / max(1, self._alive), waiting)
         if waiting - mine > most or self._clock() + waiting + own > deadline:
             if (recovery := self._engine.recovery_seconds()) > 0:
                 raise WorkerLost(_NOBODY, recovery)

@@ -10,7 +10,7 @@ const NOTHING = "No answer in this passage";
 
 const $ = (id) => document.getElementById(id);
 let samples = [];
-let shownAnswers = 1; // until the service's limit is known
+let shownAnswers = SHOWN_ANSWERS; // or the service's limit, once it is known
 let asking = null; // what runs: the body, and how to give it up
 
 function make(tag, className, text) {

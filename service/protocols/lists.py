@@ -49,10 +49,12 @@ async def answers(body: AnswersRequest, response: Response, service: RunningServ
         except InputError as error:
             outcomes[place] = error
 
+    clock = inference.clock()
+
     async def ask(role: Role) -> None:
         places = [place for place in questions if body.requests[place].model == role]
         if places:
-            found = await inference.answer_many(role, [questions[place] for place in places])
+            found = await inference.answer_many(role, [questions[place] for place in places], clock)
             outcomes.update(zip(places, found, strict=True))
 
     await asyncio.gather(ask("teacher"), ask("student"))

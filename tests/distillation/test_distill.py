@@ -105,6 +105,8 @@ def test_a_wide_student_is_told_of_the_papers_settings(tmp_path: Path, teacher: 
     run_distill(teacher, text, tmp_path / "wide", *wide)
     assert "512 tokens a step suit small models on a CPU" in capsys.readouterr().err
     run_distill(teacher, text, tmp_path / "many", *wide, "--accumulation", "128")
+    (tmp_path / "mine.toml").write_text("alpha_mlm = 1.0\n")
+    run_distill(teacher, text, tmp_path / "named", *wide, "--recipe", str(tmp_path / "mine.toml"))
     run_distill(teacher, text, tmp_path / "narrow", "--tokens", "600")
     assert "suit small models" not in capsys.readouterr().err
 
@@ -282,8 +284,9 @@ def test_progressive_transfer_freezes_what_lies_below(tmp_path: Path, teacher: P
     recipe = DistillRecipe(alpha_hidden=1.0, alpha_attention=1.0, knowledge="progressive", transfer_share=1.0)
 
     def touched(step: int, **changes: Any) -> set[str]:
+        embedded = changes.pop("embedded", True)
         changed = dataclasses.replace(recipe, **changes)
-        loss_of = loss_function(Trained(small, Transfer(small.config, big.config, changed)), [big], changed, 4)
+        loss_of = loss_function(Trained(small, Transfer(small.config, big.config, changed), embedded=embedded), [big], changed, 4)
         batch = batch_of(teacher, text, tmp_path, step)
         small.zero_grad(set_to_none=True)
         loss_of(batch, batch.counts).total.backward()
@@ -295,6 +298,7 @@ def test_progressive_transfer_freezes_what_lies_below(tmp_path: Path, teacher: P
     assert touched(0, hidden_embeddings=False) == {"transformer.layer.0"}  # MobileBERT's: copied embeddings stay while layers learn
     assert touched(0, hidden_embeddings=False, knowledge="joint") == {"transformer.layer.0", "transformer.layer.1"}
     assert "embeddings" in touched(0, hidden_embeddings=False, knowledge="auxiliary", transfer_share=0.0)
+    assert touched(0, hidden_embeddings=False, embedded=False) == {"embeddings", "transformer.layer.0"}  # drawn at random
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, text: Path) -> None:

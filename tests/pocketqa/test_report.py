@@ -472,6 +472,14 @@ def test_questions_have_a_verdict_though_padding_is_part_of_their_time(project):
     assert "the student is faster" in page and "computes 384.0 positions a query for 90.0 tokens" in page
 
 
+def test_what_a_phones_file_may_leave_out_or_give_in_short(project):
+    run = mobile_runs.race("phone", (("student", "coreml fp16", 2.0),), device=mobile_runs.PHONE, peak_memory_mib={"student, coreml fp16": 120.0})
+    folder = project(replace(run, results={name: value for name, value in run.results.items() if name != "threads"}))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "### squad, compute unit ne, full" in page and "| 120 MiB |  |" in row(page, "| student, coreml fp16 `bbbbbbbbbbbb` | 101 |")
+
+
 def test_core_ml_is_said_to_decide_on_its_threads(project):
     folder = project(mobile_runs.race("mac", (("student", "coreml-ne fp16", 2.0),), threads=None, device=mobile_runs.SERVER | {"compute_unit": "ne"}))
     report.main([])

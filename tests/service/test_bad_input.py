@@ -135,6 +135,19 @@ def test_a_limit_is_named_with_what_was_found(client: TestClient, path: str, bod
     assert says.lower() in message.lower()
 
 
+@pytest.mark.parametrize(
+    ("path", "document", "place"),
+    [
+        ("/v1/answers", {"requests": [{"question": "q", "context": "c"}] * 1_001}, "requests"),
+        ("/predict", {"inputs": [{"question": "q", "context": "c"}] * 1_001}, "inputs"),
+        ("/predict", {"inputs": {"question": ["q"] * 1_001, "context": "c"}}, "inputs"),
+    ],
+)
+def test_a_list_that_is_too_long_to_be_looked_at_is_told_so(make_client, path: str, document: dict, place: str) -> None:
+    said = str(make_client(max_body_bytes=1 << 20).post(path, json=document).json()["error"])
+    assert f"{place}: at most 1,000 are read, found more" in said and "expected" not in said
+
+
 OPTIONS = {
     "stride over window": {"max_tokens": 64, "doc_stride": 64},
     "no room for the passage": {"max_tokens": 64, "doc_stride": 62, "context": "x " * 200},

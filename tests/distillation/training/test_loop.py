@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distillation.training import loop
+from distillation.training import loop, recipes
 from distillation.training.checkpoints import load_best
 from distillation.training.recipes import Recipe
 from distillation.training.reporting import means
@@ -80,6 +80,11 @@ def test_a_step_may_be_split_into_more_micro_batches(tmp_path: Path) -> None:
 def test_a_term_that_a_step_lacks_counts_as_zero() -> None:
     assert means([{"loss": 1.0}, {"loss": 2.0, "loss_cos": 3.0}]) == {"loss": 1.5, "loss_cos": 1.5}
     assert means([]) == {}
+
+
+def test_settings_of_trainings_before_a_field_came_are_those_of_now() -> None:
+    assert "schedule" not in recipes.settings_of(Recipe()) and recipes.settings_of(Recipe())["warmup"] == 0.06
+    assert recipes.settings_of(Recipe(schedule="constant"))["schedule"] == "constant"
 
 
 def test_learning_rate_by_hand() -> None:

@@ -133,6 +133,10 @@ def test_a_key_counts_or_ceases_to_count_as_soon_as_its_file_changes(make_client
     assert caplog.text.count("The keys stay as they were") == 1 and KEY not in caplog.text
     write_keys(tmp_path, f"other {'0' * 64}\n\n")
     assert client.get("/metrics", headers=headers).status_code == 401
+    write_keys(tmp_path, f"gateway {HASH}\n# back\n")
+    assert client.get("/metrics", headers=headers).status_code == 200
+    write_keys(tmp_path, "# nobody\n")
+    assert client.get("/metrics", headers=headers).status_code == 401
 
 
 def test_a_file_of_keys_that_is_not_there_is_an_error(tmp_path: Path) -> None:

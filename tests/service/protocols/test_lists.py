@@ -15,7 +15,7 @@ from pocketqa.errors import EngineError, PocketQAError
 from pocketqa.types import Batch, SpanLogits
 from service.app import create_app
 from service.errors import Overloaded
-from service.inference import Answered
+from service.inference import Answered, Clock
 from service.models import Pair, Served
 from service.questions import Question
 from service.schemas import Role
@@ -98,6 +98,21 @@ def test_the_longest_stages_are_in_headers(client: TestClient) -> None:
         assert float(response.headers[f"x-{stage}-ms"]) == max(each[stage] for each in times)
 
 
+def test_both_models_questions_of_one_body_have_one_clock(tmp_path: Path) -> None:
+    app, clocks = create_app(Settings(access_log=False), make_pair(tmp_path, "ada", "bell")), []
+    with TestClient(app) as client:
+        inference = app.state.service.inference
+        real = inference.answer_many
+
+        async def noted(role: Role, questions: Sequence[Question], clock: Clock) -> list[Answered | PocketQAError]:
+            clocks.append(clock)
+            return await real(role, questions, clock)  # type: ignore[no-any-return]
+
+        inference.answer_many = noted
+        assert client.post("/v1/answers", json={"requests": [ASK, ASK | {"model": "teacher"}]}).status_code == 200
+    assert len(clocks) == 2 and clocks[0] is clocks[1] and clocks[0].queued == 0  # so that neither counts the other's as a stranger's work
+
+
 class LimitedInference:
     """Has room for the teacher's questions, and for the first of the student's or none."""
 
@@ -109,8 +124,8 @@ class LimitedInference:
         self._answer_many = inference.answer_many
         inference.answer_many = self.answer_many
 
-    async def answer_many(self, role: Role, questions: Sequence[Question]) -> list[Answered | PocketQAError]:
-        found: list[Answered | PocketQAError] = await self._answer_many(role, questions)
+    async def answer_many(self, role: Role, questions: Sequence[Question], clock: Clock) -> list[Answered | PocketQAError]:
+        found: list[Answered | PocketQAError] = await self._answer_many(role, questions, clock)
         if role == "student":
             found[self.room :] = [Overloaded("Too much is waiting.", wait) for wait in np.arange(2.5, 2.5 + len(found) - self.room)]
         return found
