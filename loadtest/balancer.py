@@ -7,10 +7,10 @@ import socket
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.fetch import fetch
 from loadtest.processes import POLL_SECONDS, READY_SECONDS, Server, ServerFailed
 from pocketqa.errors import PocketQAError
 
@@ -60,7 +60,7 @@ class Balancer(Server):
     def ready(self) -> str:
         """The name of the replica that just said it is ready; empty where none did."""
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=10) as response:
+            with fetch(f"{self.url}/readyz", 10) as response:
                 return str(response.headers[REPLICA_HEADER])
         except (urllib.error.URLError, OSError):
             return ""

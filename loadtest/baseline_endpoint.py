@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
+
+from pocketqa.runtimes import usable_cores
 
 Answerer = Callable[[str, str, dict[str, Any]], dict[str, Any]]
 WARM_UP = ("Who built the mill?", "The mill by the river was built by Ada in 1902. " * 12)
@@ -41,15 +42,10 @@ def parse(argv: Sequence[str], doc: str, precisions: Sequence[str]) -> argparse.
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder made by `pocketqa package`")
     parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of the arithmetic (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=cores(), help="of the engine (default: the cores that this process may use)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of the engine (default: the cores that this process may use)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0, the default, takes a free one")
     return parser.parse_args(argv)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def serve(answer: Answerer, info: dict[str, Any], host: str, port: int) -> None:

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from loadtest.baseline_endpoint import cores
+from pocketqa.runtimes import usable_cores
 
 SIDE = 2048
 SECONDS = 1.0
@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def main() -> int:
     """Print the rates as one JSON object."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(usable_cores())
     print(json.dumps({name: round(rate(dtype), 4) for name, dtype in DTYPES.items()}))
     return 0
 

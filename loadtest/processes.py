@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.fetch import fetch
 from pocketqa.errors import PocketQAError
 
 READY = re.compile(r"Ready on http://[^:\s]+:(\d+)")
@@ -100,7 +100,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """A JSON document of its own."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as response:
+        with fetch(f"{self.url}{path}", 30) as response:
             return json.load(response)
 
     def usage(self) -> Usage:

@@ -20,7 +20,6 @@ import logging
 import sys
 import time
 import urllib.error
-import urllib.request
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +34,7 @@ from loadtest import options as given
 from loadtest.arriving import CONNECTIONS, Conductor, Due, Schedule, follow
 from loadtest.checks import Checked, WrongAnswer, check_response, request_body
 from loadtest.ending import Ending
+from loadtest.fetch import fetch, key_headers
 from loadtest.pairs import Half, Log
 from loadtest.questions import MODELS, Question, draws, load_questions
 from loadtest.record import served_models
@@ -84,7 +84,7 @@ class Asker(FastHttpUser):
         options = self._options
         asked = request_body(question, model, options.top_k, options.no_answer)
         lag = 0.0 if due is None else 1000 * (time.perf_counter() - due)
-        with self.client.post("/v1/answer", json=asked, name=f"/v1/answer {model}", catch_response=True) as response:
+        with self.client.post("/v1/answer", json=asked, headers=key_headers(), name=f"/v1/answer {model}", catch_response=True) as response:
             response.request_meta["response_time"] += lag  # Locust's own tables count from the same moment
             latency: float = response.request_meta["response_time"]
             headers = {name.lower(): value for name, value in (response.headers or {}).items()}
@@ -159,9 +159,9 @@ def _prepare_run(environment: Environment, questions: int) -> None:
     assert options is not None
     assert isinstance(runner, LocalRunner | MasterRunner)
     subjects = _wait_for_subjects(environment) if options.headless else ()
-    if given.is_open(options) and options.num_users is None:
-        options.num_users = CONNECTIONS
-        options.spawn_rate = options.spawn_rate or CONNECTIONS
+    if given.is_open(options):  # whose users are connections: nothing is due before all are there
+        options.num_users = options.num_users or CONNECTIONS
+        options.spawn_rate = options.spawn_rate or min(options.num_users, CONNECTIONS)
     conductor, ending = Conductor(runner, log, options.seed), Ending(environment, log, questions, subjects)
 
     def begin(**_: Any) -> None:
@@ -197,7 +197,7 @@ def wait_until_ready(host: str, timeout: float) -> str | None:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            with urllib.request.urlopen(address, timeout=5):
+            with fetch(address, 5):
                 return None
         except (OSError, ValueError) as error:
             found = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.checks import STAGES
+from loadtest.fetch import fetch
 from loadtest.pairs import RESAMPLES, STUDENT, Log, ModelLog, ratios, where
 from loadtest.questions import SAMPLES
 from loadtest.rate_search import Found
@@ -49,7 +49,7 @@ class Loop:
 
 def served_models(host: str) -> tuple[runs.Subject, ...]:
     """Teacher and student as GET /v1/models names them.  Raises OSError or ValueError when that is not the service's answer."""
-    with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
+    with fetch(f"{host.rstrip('/')}/v1/models", 10) as response:
         document = json.load(response)
     try:
         return tuple(

@@ -15,7 +15,6 @@ import json
 import re
 import sys
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.closed_loop import run_block
+from loadtest.fetch import fetch
 from loadtest.open_loop import Sent
 from loadtest.processes import Cores, Server, ServerFailed, machine_cpu, pinned, python
 from loadtest.questions import Question, load_questions
@@ -125,7 +125,7 @@ def race(tallies: dict[str, Tally], questions: Sequence[Question], rate: float, 
 
 def outcomes(server: Server) -> dict[str, int]:
     """What became of the requests in the shadow so far."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as response:
+    with fetch(f"{server.url}/metrics", 30) as response:
         return {outcome: int(float(count)) for outcome, count in _OUTCOME.findall(response.read().decode())}
 
 

@@ -20,6 +20,7 @@ from mobile_export.targets import MIXED, NETWORK, PROGRAM, SCHEMES, TARGETS, che
 from pocketqa import runs, squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
+from pocketqa.evaluation import judged
 from pocketqa.results import compression_results
 from pocketqa.runtimes.cached import default_folder
 from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     _check_bundle(bundle, given)
     out = Path(given.out)
     check_out(out, given.force)
-    examples = squad.load(given.data, given.limit, given.seed) if given.data else []
+    examples = judged(squad.load(given.data, given.limit, given.seed), bundle.no_answer, _progress) if given.data else []
     report = _search(bundle, out, examples, given) if given.scheme == MIXED else _compress(bundle, out, examples, given)
     if given.run_file:
         _progress(f"run file: {runs.write(_run(bundle, report, given, argv), given.run_file)}")

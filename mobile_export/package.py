@@ -85,7 +85,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps(made_form.to_json()) if arguments.json else made_form.summary)
         return 0
     began = time.perf_counter()
-    made = package(arguments.checkpoint, arguments.out, name=arguments.name, opset=arguments.opset, force=arguments.force, say=say)
+    given = vars(arguments)
+    no_answer = NoAnswer(True, arguments.no_answer_threshold) if arguments.no_answer else None
+    made = package(arguments.checkpoint, arguments.out, **{key: given[key] for key in ("name", "opset", "force")}, no_answer=no_answer, say=say)
     if arguments.json:
         print(json.dumps(made.to_json()))
         return 0
@@ -104,7 +106,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise OptionsError(
             "Expected --out DIR for a model folder, or --form NAME for a form of one; found " + ("both." if arguments.out else "neither.")
         )
-    folders = {"--name": arguments.name, "--force": arguments.force, "--opset": arguments.opset != DEFAULT_OPSET}
+    folders = {"--name": arguments.name, "--force": arguments.force, "--opset": arguments.opset != DEFAULT_OPSET, "--no-answer": arguments.no_answer}
+    if arguments.no_answer_threshold is not None and not arguments.no_answer:
+        raise OptionsError("--no-answer-threshold goes with --no-answer.")
     forms = {"--data": arguments.data, "--limit": arguments.limit is not None}
     other, kind = (folders, "--form") if arguments.form else (forms, "--out")
     if given := [option for option, value in other.items() if value]:
@@ -125,14 +129,25 @@ def _carried(source: Path, out: Path, say: Callable[[str], None]) -> Manifest | 
 
 
 def package(
-    checkpoint: str, out: str | Path, *, name: str | None = None, opset: int = DEFAULT_OPSET, force: bool = False, say: Callable[[str], None] = print
+    checkpoint: str,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    no_answer: NoAnswer | None = None,
+    say: Callable[[str], None] = print,
 ) -> Packaged:
-    """Make the model folder `out` from a checkpoint.  Raises FolderError and its kinds, EngineError where PyTorch and ONNX Runtime disagree."""
+    """Make the model folder `out` from a checkpoint.  Raises FolderError and its kinds, EngineError where PyTorch and ONNX Runtime disagree.
+
+    no_answer: what the checkpoint was trained for, in place of what its manifest says; a checkpoint from elsewhere has none.
+    """
     _check_installed()
     _check_out(checkpoint, Path(out), force)
     source = locate(checkpoint)
     config = read_config(source)
     carried = _carried(source, Path(out), say)
+    no_answer = no_answer or (carried.no_answer if carried else None)
     files = weight_files(source)
     say(f"Reading {source}")
     model = load_model(source, config)
@@ -143,11 +158,11 @@ def package(
         write_tokenizer(source, folder, config)
         say(f"Exporting the graph (opset {opset})")
         export_graph(model, folder / "model.onnx", folder / "model.safetensors", opset)
-        agreement, golden = _write_golden(ModelFolder(folder), carried.no_answer if carried else None)
+        agreement, golden = _write_golden(ModelFolder(folder), no_answer)
         say(f"PyTorch and ONNX Runtime agree within {agreement:.1e} on {golden} golden questions")
         _carry_card(Path(out), folder)
         parent = _parent(weights_hash(files), carried, repaired=Path(out).resolve() == source.resolve())
-        manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried)
+        manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried, no_answer)
         ModelFolder(folder).verify()
         _carry_forms(Path(out), folder, manifest.files["model.safetensors"], say)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
@@ -174,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name shown to people (default: that of the checkpoint's manifest, else of DIR)")
     parser.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace DIR where it is a model folder already; it may be CHECKPOINT itself")
+    words = "the checkpoint was trained with unanswerable questions, as SQuAD 2.0's are; said for those from elsewhere, since ours say it themselves"
+    parser.add_argument("--no-answer", action="store_true", help=words)
+    parser.add_argument("--no-answer-threshold", type=float, metavar="X", help="margin above which it says that there is no answer (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line at the end, and progress on stderr")
     add_options(parser)
     return parser
@@ -268,7 +286,7 @@ def _carry_forms(out: Path, folder: Path, weights: str, say: Callable[[str], Non
             say(f"Dropping the form {form.name}: it was made from other weights")
 
 
-def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: Manifest | None) -> Manifest:
+def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: Manifest | None, no_answer: NoAnswer | None) -> Manifest:
     tools = {"pocketqa": __version__, "python": platform.python_version()}
     tools |= {tool: importlib.metadata.version(tool) for tool in TOOLS}
     return write_manifest(
@@ -279,7 +297,7 @@ def _write_manifest(folder: Path, name: str, parent: str, opset: int, carried: M
         config={"precision": "float16", "opset": opset, "checkpoint": _checkpoint_config(carried)},
         commit=carried.commit if carried else None,
         seed=carried.seed if carried else None,
-        no_answer=carried.no_answer if carried else None,
+        no_answer=no_answer,
         tools=tools,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +22,12 @@ from mobile_export.verification.verify_text import block, overview
 from pocketqa import runs, squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, VocabularyMismatch
+from pocketqa.evaluation import judged, open_reader
+from pocketqa.features import Tokenizer
+from pocketqa.folders import ModelFolder
+from pocketqa.reader import Reader
 from pocketqa.runtimes.cached import default_folder
-from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
+from pocketqa.types import JSON, NoAnswer, QAExample, RuntimeInfo, WindowOptions
 
 if TYPE_CHECKING:
     from mobile_export.bundle import Bundle
@@ -65,6 +70,9 @@ def main(argv: list[str]) -> int:
     for bundle in bundles:
         engine_for(bundle, given.engine)  # raises before any work is done
     examples = squad.load(given.data, given.limit, given.seed) if given.data else []
+    if examples:  # the same ones for all bundles, whose answers are shown side by side
+        able = all(bundle.no_answer.trained for bundle in bundles)
+        examples = judged(examples, NoAnswer(able), _progress)
     cache = None if given.no_cache else Path(given.cache or default_folder())
     reference = Reference(given, bundles, examples, cache) if given.reference else None
     reports = []
@@ -99,10 +107,7 @@ class Reference:
 
     def __init__(self, given: argparse.Namespace, bundles: Sequence[Bundle], examples: Sequence[QAExample], cache: Path | None) -> None:
         """Open it.  Raises what opening a model raises, OptionsError where a bundle was made from another model, VocabularyMismatch."""
-        from pocketqa.evaluation import open_reader
-        from pocketqa.features import Tokenizer
-
-        self._reader = open_reader(given.reference, given.reference_engine, "fp32", given.threads)
+        self._reader = _reference_reader(given)
         self._examples, self._cache = examples, cache
         self._measured: dict[WindowOptions, Measured] = {}
         others = [bundle.path.name for bundle in bundles if bundle.model_hash != self._reader.model_hash]
@@ -128,6 +133,22 @@ class Reference:
             identity = (self._reader.model_hash,)
             self._measured[window] = measure_with(self._reader, window, self._examples, identity, self._cache, progress=True)
         return self._measured[window]
+
+
+def _reference_reader(given: argparse.Namespace) -> Reader:
+    """A packaged folder in any engine; else whatever `export` takes, in PyTorch."""
+    if ModelFolder(Path(given.reference)).graph.is_file() or given.reference_engine != "pytorch":
+        return open_reader(given.reference, given.reference_engine, "fp32", given.threads)
+
+    from mobile_export.checkpoint.checkpoints import open_checkpoint
+    from mobile_export.formats.exporting import tokenizer_of
+    from pocketqa.runtimes.pytorch import PyTorchRuntime
+
+    checkpoint = open_checkpoint(given.reference)
+    runtime = PyTorchRuntime(checkpoint.model)
+    with tempfile.TemporaryDirectory(prefix="pocketqa-verify-") as workshop:
+        (file := Path(workshop) / "tokenizer.json").write_bytes(tokenizer_of(checkpoint))
+        return Reader(Tokenizer(file), runtime, checkpoint.name, checkpoint.sha256, checkpoint.no_answer or NoAnswer())
 
 
 def _run(bundle: Bundle, report: JSON, given: argparse.Namespace, argv: Sequence[str], reference: Reference | None) -> runs.RunFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +66,18 @@ def evaluation_windows(options: WindowOptions | None = None) -> WindowOptions:
     """The window options with room for long questions: to refuse one would change the score."""
     options = options or WindowOptions()
     return replace(options, max_question_tokens=min(LONG_QUESTION, options.max_tokens - 8))
+
+
+def judged(examples: Sequence[QAExample], no_answer: NoAnswer, say: Callable[[str], None]) -> list[QAExample]:
+    """The examples that a gate on F1 may look at: a model that cannot say "no answer" is wrong on every unanswerable one, before and after, and those
+    would only dilute what it loses.  Raises DataError where none is left.
+    """
+    kept = [example for example in examples if no_answer.trained or not example.is_impossible]
+    if not kept:
+        raise DataError("Expected questions that their passages answer, found none, and the model was not trained to say that there is no answer.")
+    if left := len(examples) - len(kept):
+        say(f"{left:,} questions without an answer are left out: the model was not trained for them (`package --no-answer` says that one was)")
+    return kept
 
 
 def open_reader(source: str, engine: str = "auto", precision: str | None = None, threads: int | None = None) -> Reader:

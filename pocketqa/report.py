@@ -37,6 +37,7 @@ TITLES = {
     "training": "Training data",
     "other": "Other data",
 }
+ROUNDS = "Intervals of rates and ratios draw whole rounds; those of fewer than 20 rounds are too narrow."
 NOTES = {
     "SQuAD v1.1 dev": "How good the models are. Measured for publication only; nothing is chosen by it. For scale: of hidden size 768, and trained "
     "on all 87,599 questions of SQuAD, BERT-base has F1 88.5, DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
@@ -53,9 +54,9 @@ NOTES = {
     "The paper's phone experiment": "The DistilBERT paper's measurement on an iPhone 7 Plus, beside what is published of it and what runs here.",
     "Zoo": "Sizes and operations counted from configurations, times of models with random weights.",
     "Claims audited": "What papers say, what their own figures give, and what was measured here.",
-    "Service": "The server against plain ones, taking turns on the same cores. Machines differ between runs: compare within a run only.",
-    "Load": "Times and highest rates under load.",
-    "Scale-out": "Several servers behind a balancer.",
+    "Service": f"The server against plain ones, taking turns on the same cores. Machines differ between runs: compare within a run only. {ROUNDS}",
+    "Load": f"Times and highest rates under load. {ROUNDS}",
+    "Scale-out": f"Several servers behind a balancer. {ROUNDS}",
     "Exports": "Packages as written.",
     "Not checked": "What no run could check.",
 }

@@ -78,7 +78,9 @@ def judge(results: JSON, bar: JSON) -> JSON | None:
 
 
 def verdict(row: JSON, least: float) -> str:
-    """Whether a bar is reached: by the whole interval, by the value alone, or not."""
+    """Whether a bar is reached: by the whole interval, by the value alone, or not; a single round shows neither."""
+    if row.get("alone"):
+        return "not shown: one round has no interval"
     if row["low"] >= least:
         return "reached"
     return "reached, the interval reaches below" if row["value"] >= least else "missed"

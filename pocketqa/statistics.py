@@ -107,7 +107,7 @@ def mean_ratio(
     means = resampled_means(np.stack((a, b), axis=1), groups, resamples, seed)  # (resamples, 2)
     if b.mean() <= 0 or means[:, 1].min() <= 0:
         raise OptionsError(f"A ratio needs a positive mean below the line, found {b.mean()} (lowest in a resample: {means[:, 1].min()}).")
-    return percentile_interval(float(a.mean() / b.mean()), means[:, 0] / means[:, 1], level)
+    return replace(percentile_interval(float(a.mean() / b.mean()), means[:, 0] / means[:, 1], level), alone=len(a) == 1)
 
 
 def median_ratio(

@@ -95,6 +95,10 @@ class Metrics:
         registry.register(self._workers)
         self._restarts = Counter("pocketqa_worker_restarts", "Workers that died and were started again.", registry=registry)
         self._queue_tokens = Gauge("pocketqa_queue_tokens", "Tokens that wait for a forward pass.", ["model"], registry=registry)
+        words = (
+            "Predicted seconds until a request that came now would be computed; refused are those that would wait longer than the service lets them."
+        )
+        self._queue_seconds = Gauge("pocketqa_queue_seconds", words, registry=registry)
         self._queue_requests = Gauge("pocketqa_queue_requests", "Requests that wait for a forward pass.", ["model"], registry=registry)
         for role in ROLES:
             self._queue_tokens.labels(role)
@@ -164,6 +168,10 @@ class Metrics:
     def retried(self, role: str) -> None:
         """A batch failed and its items were tried one by one."""
         self._retries[role].inc()
+
+    def watch_wait(self, seconds: Callable[[], float]) -> None:
+        """Read the predicted wait from this whenever the metrics are."""
+        self._queue_seconds.set_function(seconds)
 
     def watch_queue(self, role: str, tokens: Callable[[], int], requests: Callable[[], int]) -> None:
         """Read the length of a model's queue from these whenever the metrics are."""

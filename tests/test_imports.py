@@ -25,7 +25,11 @@ MAY_IMPORT = {
     "loadtest": ("pocketqa.squad", "pocketqa.metrics", "pocketqa.runs", "pocketqa.errors"),  # errors: what the other three raise
 }
 # Baseline B is the service without its serving, so it opens models and answers as the service does.
-MAY_ALSO_IMPORT = {"loadtest/baseline_openvino.py": ("pocketqa.reader", "pocketqa.types")}
+MAY_ALSO_IMPORT = {
+    "loadtest/baseline_openvino.py": ("pocketqa.reader", "pocketqa.types"),
+    "loadtest/baseline_endpoint.py": ("pocketqa.runtimes",),
+    "loadtest/baseline_matrices.py": ("pocketqa.runtimes",),
+}
 # Foreign packages that stand in named places only; the baselines of the load test are other people's way of serving, which needs their libraries.
 TORCH_PLACES = ("distillation/**", "mobile_export/**", "pocketqa/runtimes/pytorch.py", "loadtest/baseline_*.py")
 ONLY_IN = {

@@ -88,7 +88,7 @@ def read_config(folder: Path, positions: int = MAX_WINDOW_TOKENS) -> JSON:
         problems.append(f"model_type should be {', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}, found {config.get('model_type')!r}")
     if config.get("max_position_embeddings", positions) < positions:
         problems.append(f"max_position_embeddings should be at least {positions}, found {config['max_position_embeddings']}")
-    if len(config.get("id2label", (0, 1))) != 2 or config.get("num_labels", 2) != 2:
+    if len(config.get("id2label") or (0, 1)) != 2 or (config.get("num_labels") or 2) != 2:
         problems.append("the head should have two outputs, start and end")
     if problems:
         raise FolderError(f"Expected a BERT, DistilBERT or MobileBERT that answers questions in {folder}, but {'; '.join(problems)}.")
@@ -107,13 +107,13 @@ def read_json(file: Path) -> JSON:
 
 def load_model(folder: Path, config: JSON) -> PreTrainedModel:
     """The model in float32 and evaluation mode, with attention written out, as what exports are compared with.  Raises FolderError and its kinds."""
-    from transformers import AutoConfig, AutoModelForQuestionAnswering
+    from transformers import CONFIG_MAPPING, AutoModelForQuestionAnswering
 
     try:
         with quiet_transformers():
             model, loading = AutoModelForQuestionAnswering.from_pretrained(
                 folder,
-                config=AutoConfig.for_model(**config),
+                config=CONFIG_MAPPING[config["model_type"]].from_dict(config | {"return_dict": True, "torchscript": False}),
                 use_safetensors=True,
                 attn_implementation="eager",
                 output_loading_info=True,
@@ -124,6 +124,7 @@ def load_model(folder: Path, config: JSON) -> PreTrainedModel:
             f"Expected weights of a {config['model_type']} in {folder} that fit its config.json, found: {_first_line(error)}"
         ) from error
     _check_complete(folder, sorted(loading["missing_keys"]))
+    _check_used(folder, sorted(loading["unexpected_keys"]), model.base_model_prefix)
     loaded: PreTrainedModel = model.float().eval()
     return loaded
 
@@ -150,6 +151,16 @@ def _check_complete(folder: Path, missing: list[str]) -> None:
     if missing:
         raise CorruptFolder(
             f"Expected all weights in {folder}; {len(missing)} are missing: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}."
+        )
+
+
+def _check_used(folder: Path, unused: list[str], prefix: str) -> None:
+    """Refuse weights of the encoder that the model has no place for; heads of other tasks, poolers and counters of positions have none either."""
+    lost = [name for name in unused if name.startswith(f"{prefix}.") and not any(part in name for part in ("pooler.", "position_ids"))]
+    if lost:
+        raise CorruptFolder(
+            f"Expected a {prefix} whose weights all have a place in its config.json, in {folder}; {len(lost)} have none: {', '.join(lost[:3])}"
+            f"{', ...' if len(lost) > 3 else ''}. Merge adapters first (PEFT: merge_and_unload), or correct the number of layers."
         )
 
 

@@ -12,6 +12,8 @@ from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder
 from pocketqa.types import JSON
 
 FAST, SETTINGS, PLAIN = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
+CLASSES = ("BertTokenizer", "DistilBertTokenizer", "MobileBertTokenizer", "PreTrainedTokenizer")
+NORMALIZER = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}  # setting -> its key
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]"}
 
 
@@ -49,6 +51,8 @@ def read_vocabulary(folder: Path, config: JSON) -> Vocabulary:
     Raises IncompleteFolder where there is neither, FolderError for another kind of tokenizer, CorruptFolder where they do not fit the model.
     """
     document, settings = read_json(folder / FAST), read_json(folder / SETTINGS)
+    _check_kind(folder, document, settings)
+    _check_agreement(folder, document.get("normalizer") or {}, settings)
     if document:
         tokens = _tokens_of(folder, document)
     elif (folder / PLAIN).is_file():
@@ -64,6 +68,30 @@ def read_vocabulary(folder: Path, config: JSON) -> Vocabulary:
             "The exported graph knows padding by this id; correct config.json."
         )
     return Vocabulary(tokens, _is_lowercase(document, settings, tokens), Markers(pad, sep, cls))
+
+
+def _check_kind(folder: Path, document: JSON, settings: JSON) -> None:
+    """Refuse a tokenizer whose words are cut otherwise than BERT's, which a vocab.txt alone does not show."""
+    kind = str(settings.get("tokenizer_class") or "BertTokenizer").removesuffix("Fast")
+    if not document and (kind not in CLASSES or any(settings.get(name) for name in ("word_tokenizer_type", "subword_tokenizer_type"))):
+        raise FolderError(
+            f"Expected a tokenizer of BERT's in {folder}, found {settings.get('tokenizer_class')} in {SETTINGS}, which cuts words otherwise. "
+            f"A {FAST} that does so by itself would be taken for packaging, and no app could imitate it."
+        )
+
+
+def _check_agreement(folder: Path, normalizer: JSON, settings: JSON) -> None:
+    """Refuse files that contradict each other: transformers goes by tokenizer_config.json, and who reads tokenizer.json alone gets other tokens."""
+    if normalizer.get("type") != "BertNormalizer":
+        return
+    said = {key: settings[name] for name, key in NORMALIZER.items() if isinstance(settings.get(name), bool)}
+    accents = normalizer.get("strip_accents")
+    effective = {**normalizer, "strip_accents": normalizer.get("lowercase") if accents is None else accents}
+    if wrong := [f"{key} {effective.get(key)} and {value}" for key, value in said.items() if effective.get(key) not in (None, value)]:
+        raise CorruptFolder(
+            f"{folder}: {FAST} and {SETTINGS} contradict each other ({'; '.join(wrong)}), so that the model would read other tokens than it learnt. "
+            "Correct the one that is wrong."
+        )
 
 
 def _tokens_of(folder: Path, document: JSON) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def export_bundle(
     """
     form = check_scheme(target, scheme)
     check_layout(target, layout, form)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = tokenizer_of(checkpoint)
     settings = _tokenizer_settings(tokenizer, checkpoint.folder)
     window = window_options(max(lengths))
     checks: JSON = {}
@@ -134,7 +134,7 @@ def _coreml_checks(exported: Exported) -> JSON:
     }
 
 
-def _tokenizer(checkpoint: Checkpoint) -> bytes:
+def tokenizer_of(checkpoint: Checkpoint) -> bytes:
     """The bytes of tokenizer.json."""
     with tempfile.TemporaryDirectory(prefix="pocketqa-export-") as workshop:
         write_tokenizer(checkpoint.folder, Path(workshop), checkpoint.model.config.to_dict())

@@ -16,13 +16,12 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from pocketqa import __version__, metrics, squad
 from pocketqa.errors import EngineError, MissingExtra, OptionsError
-from pocketqa.evaluation import Values, evaluation_windows, predict
+from pocketqa.evaluation import Values, evaluation_windows, judged, predict
 from pocketqa.features import Encoded, Tokenizer, make_batches
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
 from pocketqa.golden import Golden, replay
@@ -155,23 +154,30 @@ def make_form(
     engine = _check(form, split, max_f1_loss)
     model = ModelFolder(Path(path))
     manifest = model.verify()
-    examples = squad.load(data, limit, seed)
+    examples = judged(squad.load(data, limit, seed), manifest.no_answer, say)
     place = form_folder(model, engine)
     first = not place.parent.exists()
     try:
         with atomic_folder(place, replace=True) as out:
             say(f"Quantising {model.path} for {form}")
             judge = _Judge(model, manifest, examples)
+            failure = ""
             for details in _quantised(engine, model, Sample(model, examples, seed), out, say):
                 say(f"Judging it on {len(examples)} questions")
-                loss, f1 = judge.loss(_open(engine, model, out), form)
+                reader = judge.reader(_open(engine, model, out))
+                if wrong := judge.wrong_answers(reader):
+                    failure = f"The form {form} of {model.path} was not kept, since it answers otherwise than the model. {wrong}"
+                    say(failure)
+                    continue
+                loss, f1 = judge.loss(reader)
                 gate = Gate(Path(data).name, squad.source_hash(data), split, len(examples), limit, seed, f1, loss, max_f1_loss)
                 say(gate.words)
                 config = {"form": form, "engine": engine, "precision": INT8, "excluded": [], **details, "gate": gate.to_json()}
                 if passes_gate(loss, max_f1_loss):
                     break
+                failure = _refusal(gate, form, model)
             else:
-                _refuse(gate, form, model)
+                raise EngineError(failure)
             _write_manifest(out, engine, manifest, manifest.files[model.weights.name], config)
             size = sum(file.stat().st_size for file in out.iterdir())
     except BaseException:
@@ -226,20 +232,22 @@ class _Judge:
         self._model, self._manifest, self._examples = model, manifest, examples
         self._tokenizer = Tokenizer(model.tokenizer)
 
-    def loss(self, runtime: Runtime, form: str) -> tuple[Interval, float]:
-        """F1 loss in points, and F1.  Raises EngineError where the golden questions are answered otherwise."""
-        reader = self._reader(runtime)
-        if problems := replay(reader, Golden.load(self._model.golden)):
-            raise EngineError(f"The form {form} of {self._model.path} was not kept, since it answers otherwise than the model. {problems[0]}")
+    def wrong_answers(self, reader: Reader) -> str:
+        """The first golden question that is answered otherwise, in words; empty where none is."""
+        return next(iter(replay(reader, Golden.load(self._model.golden))), "")
+
+    def loss(self, reader: Reader) -> tuple[Interval, float]:
+        """F1 loss in points, and F1."""
         after = self._f1(reader)
         groups = [example.title or example.context for example in self._examples]
         return mean_difference(self._exact, after, groups).scaled(100), 100 * float(after.mean())
 
     @functools.cached_property
     def _exact(self) -> Values:
-        return self._f1(self._reader(OnnxRuntime(self._model)))
+        return self._f1(self.reader(OnnxRuntime(self._model)))
 
-    def _reader(self, runtime: Runtime) -> Reader:
+    def reader(self, runtime: Runtime) -> Reader:
+        """Over a form, or the folder's own graph."""
         return Reader(self._tokenizer, runtime, self._manifest.name, no_answer=self._manifest.no_answer)
 
     def _f1(self, reader: Reader) -> Values:
@@ -248,9 +256,9 @@ class _Judge:
         return metrics.per_question(predict(reader, self._examples, evaluation_windows(), options, progress=True).texts, self._examples)[1]
 
 
-def _refuse(gate: Gate, form: str, model: ModelFolder) -> NoReturn:
+def _refusal(gate: Gate, form: str, model: ModelFolder) -> str:
     hint = "A larger sample narrows the interval: leave out --limit." if gate.limit else "Serve the model in another precision."
-    raise EngineError(
+    return (
         f"The form {form} of {model.path} was not kept: expected the upper end of the interval below {gate.max_f1_loss:g} points, "
         f"found {gate.words}. {hint}"
     )

@@ -47,8 +47,7 @@ def write_network(graph: GraphWriter, model: Any) -> Sequence[str]:
     logits = _linear(graph, hidden, model.qa_outputs)  # (B, T, 2)
     for column, name in enumerate(OUTPUTS):
         graph.node("Gather", logits, graph.constant(column), axis=2, name=name)  # (B, T)
-    typed = hasattr(model.base_model.embeddings, "token_type_embeddings")
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if typed else ()))
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if _typed(model) else ()))
 
 
 def _embed(graph: GraphWriter, model: Any) -> str:
@@ -62,9 +61,17 @@ def _embed(graph: GraphWriter, model: Any) -> str:
     # Of a window longer than the table there are fewer rows than tokens, which no engine adds.
     positions = graph.node("Slice", table, graph.constant([0]), length, graph.constant([0]))  # (T, H)
     hidden = graph.node("Add", hidden, positions)
-    if hasattr(embeddings, "token_type_embeddings"):
+    if _typed(model):
         hidden = graph.node("Add", hidden, _look_up(graph, embeddings.token_type_embeddings, "token_type_ids"))
+    elif hasattr(embeddings, "token_type_embeddings"):  # one row, which every token has
+        hidden = graph.node("Add", hidden, graph.parameter(embeddings.token_type_embeddings.weight))
     return _norm(graph, hidden, embeddings.LayerNorm)
+
+
+def _typed(model: Any) -> bool:
+    """Whether it tells the question's tokens from the passage's."""
+    embeddings = model.base_model.embeddings
+    return hasattr(embeddings, "token_type_embeddings") and len(embeddings.token_type_embeddings.weight) > 1
 
 
 def _attention_bias(graph: GraphWriter) -> str:

@@ -145,7 +145,7 @@ def _reference(model: Any, markers: Markers, ids: Tensor) -> Tensor:
     if model.config.model_type != "distilbert":
         seps_before = ids.eq(markers.sep).long().cumsum(-1) - ids.eq(markers.sep).long()  # (1, T) [SEP] tokens strictly before
         arguments["token_type_ids"] = (seps_before.clamp(max=1) * mask).clamp(max=model.config.type_vocab_size - 1)
-    output = model(**arguments)
+    output = model(**arguments, return_dict=True)
     return torch.stack((output.start_logits, output.end_logits))
 
 

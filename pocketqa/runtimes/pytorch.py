@@ -65,11 +65,13 @@ class PyTorchRuntime:
 
         device = self._model.device
         inputs = {name: torch.from_numpy(values).to(device) for name, values in feed(batch, self._names).items()}  # (B, T)
+        if "token_type_ids" in inputs:  # of a model of single sentences the table has one row
+            inputs["token_type_ids"].clamp_(max=self._model.config.type_vocab_size - 1)
         if training := self._model.training:
             self._model.eval()
         try:
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-                output = self._model(**inputs)
+                output = self._model(**inputs, return_dict=True)
         except (RuntimeError, IndexError, ValueError) as error:
             raise EngineError(f"PyTorch cannot compute a batch of {batch.shape[0]} x {batch.shape[1]}: {plain(error)}") from error
         finally:

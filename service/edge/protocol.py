@@ -35,6 +35,11 @@ _CHUNKS = 16_384
 # Requests that wait behind one that is being answered.
 _PIPELINED = 16
 
+# Connections above the most, for whoever asks how the service is: overload must not look like an end of it.
+_RESERVE = 32
+_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
+_TOO_MANY = "As many connections are open as this service takes."
+
 Refused = Callable[[str, PocketQAError], None]
 
 
@@ -65,6 +70,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._requests = 0  # begun on this connection
         self._header_bytes = self._header_size = 0  # as they came, as they were understood
         self._chunks = 0
+        self._reserved = False  # one of the connections for probes
         self._wrong: PocketQAError | None = None  # what a callback of the parser found
         self._deaf = False  # what comes cannot be read any more; the last answers still leave
         self._deadline: asyncio.TimerHandle | None = None
@@ -87,8 +93,10 @@ class EdgeProtocol(HttpToolsProtocol):
             sending_seconds=settings.body_seconds,
             unread_seconds=settings.idle_seconds,
         )
-        if len(self.connections) > settings.max_connections:
-            self._turn_away(TooManyConnections("As many connections are open as this service takes."))
+        above = len(self.connections) - settings.max_connections
+        self._reserved = above > 0
+        if above > _RESERVE:
+            self._turn_away(TooManyConnections(_TOO_MANY))
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -180,7 +188,11 @@ class EdgeProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version != "1.1" and (version != "1.0" or any(name == b"transfer-encoding" for name, _ in self.headers)):
             raise self._note(MalformedHttp("The request is not one in HTTP/1.1."))
+        if self._reserved and self.url.partition(b"?")[0] not in _PROBES:
+            raise self._note(TooManyConnections(_TOO_MANY))
         super().on_headers_complete()
+        if self._reserved:
+            self.cycle.keep_alive = False
         self._phase = _Phase.BODY
 
     def on_chunk_header(self) -> None:

@@ -84,6 +84,7 @@ class Scheduler:
             self._plans[role] = Plan(cost, settings.max_batch_tokens, traits.max_batch, settings.batching, traits.widened)
             self._queues[role] = queue = Waiting()
             metrics.watch_queue(role, queue.tokens, queue.requests)
+        metrics.watch_wait(self.wait_seconds)
         engine.watch(self._lanes_changed)
 
     async def run(self, role: Role, windows: Sequence[Window], arrived: float, deadline: float) -> Scored:

@@ -106,7 +106,7 @@ def test_no_variable_of_kubernetes_is_taken_for_a_setting() -> None:
 def test_it_scales_on_a_metric_that_the_service_has_and_the_adapter_gives() -> None:
     (metric,) = BY_KIND["HorizontalPodAutoscaler"]["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
-    assert f"\n{name}{{".encode() in Metrics().exposition()[0]
+    assert f"\n{name} ".encode() in Metrics().exposition()[0]
     (rule,) = read("adapter-values.yaml")["rules"]["custom"]
     assert rule["name"]["as"] == name
     assert rule["seriesQuery"].startswith(f"{name}{{")

@@ -19,7 +19,7 @@ from mobile_export.checkpoint.tokenizer_files import write_tokenizer
 from mobile_export.package import main, package
 from pocketqa import Reader
 from pocketqa.__main__ import main as pocketqa
-from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, PocketQAError
+from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, OptionsError, PocketQAError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder, sha256_file, write_manifest
 from pocketqa.golden import Golden, replay
@@ -27,7 +27,7 @@ from pocketqa.runtimes import open_runtime
 from pocketqa.runtimes.onnx import silent_onnxruntime
 from pocketqa.types import NoAnswer
 from tests.packaged import checkpoint, copy_of, model_folder, random_batch
-from tests.tiny import tiny_base, tiny_bert
+from tests.tiny import _save, tiny_base, tiny_bert
 
 FILES = {
     "config.json", "golden.json", "manifest.json", "model.onnx", "model.safetensors",
@@ -166,6 +166,31 @@ def test_what_the_checkpoint_knows_travels(tmp_path):
     assert again.files["model.safetensors"] == manifest.files["model.safetensors"] == again.parent
 
 
+def test_a_checkpoint_from_elsewhere_is_told_what_it_was_trained_for(tmp_path, capsys):
+    from mobile_export.package import main
+
+    words = [str(checkpoint("bert")), "--out", str(tmp_path / "model"), "--no-answer", "--no-answer-threshold", "0.5"]
+    assert main(words) == 0
+    assert ModelFolder(tmp_path / "model").verify().no_answer == NoAnswer(True, 0.5)
+    with pytest.raises(OptionsError, match="goes with --no-answer"):
+        main([str(checkpoint("bert")), "--out", str(tmp_path / "other"), "--no-answer-threshold", "0.5"])
+
+
+def test_a_bert_of_single_sentences_and_odd_fields_of_a_config(tmp_path):
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    def make(size: int) -> BertForQuestionAnswering:
+        config = BertConfig(size, 32, 2, 2, 128, type_vocab_size=1, initializer_range=0.3)
+        return BertForQuestionAnswering(config)
+
+    source = _save(tmp_path / "source", make, cased=False, seed=0, vocabulary=None)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"return_dict": False, "torchscript": True, "id2label": None}))
+    made = package(str(source), tmp_path / "model", say=quietly)
+    assert made.agreement < 1e-4
+    assert [i.name for i in onnx.load(tmp_path / "model" / "model.onnx", load_external_data=False).graph.input] == ["input_ids", "attention_mask"]
+
+
 def test_packaging_twice_gives_the_same_bytes(tmp_path):
     package(str(checkpoint("bert")), tmp_path / "model", name="tiny-bert", say=quietly)
     assert ModelFolder(tmp_path / "model").read_manifest() == ModelFolder(model_folder("bert")).read_manifest()
@@ -203,7 +228,16 @@ def broken(tmp_path: Path, kind: str) -> Path:
         "three outputs": {"id2label": {"0": "a", "1": "b", "2": "c"}},
         "few positions": {"max_position_embeddings": 128},
         "another size": {"hidden_size": 64},
+        "fewer layers": {"num_hidden_layers": 1},
+        "pruned heads": {"pruned_heads": {"0": [1]}},
     }
+    settings = {"mecab": {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}, "contradiction": {"do_lower_case": False}}
+    if kind in settings:
+        said = json.loads((source / "tokenizer_config.json").read_text())
+        (source / "tokenizer_config.json").write_text(json.dumps(said | settings[kind]))
+        if kind == "mecab":
+            (source / "tokenizer.json").unlink()
+        return source
     if kind in changes:
         (source / "config.json").write_text(json.dumps(config | changes[kind]))
     elif kind == "no tokenizer":
@@ -218,6 +252,8 @@ def broken(tmp_path: Path, kind: str) -> Path:
         tensors = load_file(source / "model.safetensors")
         if kind == "a layer missing":
             del tensors["bert.encoder.layer.1.output.dense.weight"]
+        elif kind == "adapters":
+            tensors["bert.encoder.layer.0.attention.self.query.lora_A.default.weight"] = np.ones((4, 32), dtype=np.float32)
         elif kind == "beyond float16":
             tensors["qa_outputs.bias"] = np.array([1e6, 0], dtype=np.float32)
         elif kind == "small vocabulary":
@@ -245,6 +281,11 @@ def broken(tmp_path: Path, kind: str) -> Path:
         ("beyond float16", CorruptFolder, "qa_outputs.bias reaches 1e\\+06"),
         ("small vocabulary", CorruptFolder, "more than the"),
         ("truncated", CorruptFolder, "fit its config.json"),
+        ("fewer layers", CorruptFolder, r"16 have none: bert\.encoder\.layer\.1.* correct the number of layers"),
+        ("adapters", CorruptFolder, r"1 have none: .*lora_A.* Merge adapters first"),
+        ("pruned heads", FolderError, "fit its config.json|pruned"),
+        ("mecab", FolderError, "found BertJapaneseTokenizer in tokenizer_config.json, which cuts words otherwise"),
+        ("contradiction", CorruptFolder, r"contradict each other \(lowercase True and False\)"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_packaged_says_why_and_leaves_nothing(kind, error, message, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -18,14 +19,14 @@ from mobile_export.formats.forms_onnx import UNSIGNED, Way, candidates
 from mobile_export.package import package
 from pocketqa import Reader, metrics, squad
 from pocketqa.__main__ import main as pocketqa
-from pocketqa.errors import CorruptFolder, EngineError, IncompleteFolder, OptionsError, StaleGraph
-from pocketqa.evaluation import predict
+from pocketqa.errors import CorruptFolder, DataError, EngineError, FolderError, IncompleteFolder, OptionsError, StaleGraph
+from pocketqa.evaluation import judged, predict
 from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.golden import Golden, replay
 from pocketqa.runtimes import open_runtime
 from pocketqa.runtimes.forms import FORMS, find_form
 from pocketqa.runtimes.onnx import OnnxRuntime
-from pocketqa.types import Request, SpanLogits
+from pocketqa.types import NoAnswer, Request, SpanLogits
 from tests.packaged import checkpoint, copy_of, model_folder, random_batch, workspace
 from tests.tiny import tiny_distilbert, tiny_squad
 
@@ -253,6 +254,30 @@ def test_an_earlier_form_stays_where_a_new_one_fails(tmp_path, quick):
     with pytest.raises(EngineError, match="was not kept"):
         make_form(path, "onnx-int8", str(data("distilbert")), max_f1_loss=0.0001, say=lambda line: None)
     assert find_form(ModelFolder(path), "onnxruntime").is_file() and os.listdir(path / "forms") == ["onnx-int8"]
+
+
+def test_a_way_whose_golden_questions_fail_gives_way_to_the_next(tmp_path, monkeypatch):
+    from mobile_export.formats import forms
+
+    folder = copy_of("distilbert", tmp_path / "model")
+    said: list[str] = []
+    tries = iter([["Golden question 'x': expected a, found b."], []])
+    monkeypatch.setattr(forms, "replay", lambda *_: next(tries))
+    monkeypatch.setattr(forms, "_quantised", lambda engine, model, sample, out, say: map(dict, [[("way", 1)], [("way", 2)]]))
+    monkeypatch.setattr(forms, "_open", lambda engine, model, out: OnnxRuntime(model))
+    with contextlib.suppress(FolderError, OSError, KeyError):  # nothing was written that a manifest could name
+        make_form(folder, "onnx-int8", str(data("distilbert")), say=said.append)
+    assert sum("Judging it" in line for line in said) == 2 and any("answers otherwise" in line for line in said)
+
+
+def test_unanswerable_questions_do_not_dilute_a_gate(tmp_path):
+    said: list[str] = []
+    examples = squad.load(tiny_squad(tmp_path / "two.json", impossible=True))
+    kept = judged(examples, NoAnswer(), said.append)
+    assert 0 < len(kept) < len(examples) and not any(example.is_impossible for example in kept) and "left out" in said[0]
+    assert judged(examples, NoAnswer(True), said.append) == list(examples)
+    with pytest.raises(DataError, match="found none"):
+        judged([example for example in examples if example.is_impossible], NoAnswer(), said.append)
 
 
 def test_a_form_that_answers_the_golden_questions_otherwise_is_not_kept(tmp_path, quick, monkeypatch):

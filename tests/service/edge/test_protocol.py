@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -210,6 +211,7 @@ def test_connections_above_the_cap_are_503_and_closed(serve: Serve) -> None:
             connection.sendall(LIVE)
             assert read_one(connection)[0] == 200
         with running.connect() as refused:
+            refused.sendall(request("/v1/answer", body=ASK))
             headers = check_refusal(read_all(refused), 503, "too_many_connections")
             assert headers["retry-after"] == "1"
         kept.pop().close()
@@ -219,6 +221,24 @@ def test_connections_above_the_cap_are_503_and_closed(serve: Serve) -> None:
             assert read_one(again)[0] == 200
         for connection in kept:
             connection.close()
+
+
+def test_overload_looks_to_a_probe_like_what_it_is(serve: Serve) -> None:
+    with serve(max_connections=3) as running, contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(running.connect()) for _ in range(3)]
+        for connection in kept:
+            connection.sendall(LIVE)
+            assert read_one(connection)[0] == 200
+        for path in ("/livez", "/readyz", "/metrics?x=1"):
+            with running.connect() as probe:
+                probe.sendall(request(path, method="GET", length=False) + request("/v1/answer", body=ASK))
+                answers = read_all(probe)  # and then it is closed: one question each
+                assert answers.startswith(b"HTTP/1.1 200 ") and answers.count(b"HTTP/1.1 ") == 1
+        waiting = [stack.enter_context(running.connect()) for _ in range(32)]
+        wait_until(lambda: len(running.server.server_state.connections) == 35)
+        with running.connect() as refused:  # there is an end to what is kept for probes
+            check_refusal(read_all(refused), 503, "too_many_connections")
+        assert len(waiting) == 32
 
 
 def test_pipelined_requests_are_answered_in_order(served: Running) -> None:
