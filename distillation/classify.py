@@ -261,7 +261,7 @@ def _finished(given: argparse.Namespace, task: Task, seed: int | None, out: Path
     if seed is None or not ModelFolder(out).manifest.is_file():
         return None
     made = ModelFolder(out).read_manifest().config
-    trained: JSON = made.get("recipe", {})
+    trained = {name: value for name, value in made.get("recipe", {}).items() if recipes.LATER.get(name) != value}
     examples_of, recipe = _development(given.data, given.dev, task), recipes.settings_of(_recipe(given, task, seed))
     there_and_here = {
         "--task": (made.get("task"), task.name),

@@ -161,7 +161,7 @@ def _prepare_run(environment: Environment, questions: int) -> None:
     subjects = _wait_for_subjects(environment) if options.headless else ()
     if given.is_open(options):  # whose users are connections: nothing is due before all are there
         options.num_users = options.num_users or CONNECTIONS
-        options.spawn_rate = options.spawn_rate or min(options.num_users, CONNECTIONS)
+        options.spawn_rate = options.spawn_rate or options.num_users
     conductor, ending = Conductor(runner, log, options.seed), Ending(environment, log, questions, subjects)
 
     def begin(**_: Any) -> None:

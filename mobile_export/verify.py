@@ -26,6 +26,7 @@ from pocketqa.evaluation import judged, open_reader
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder
 from pocketqa.reader import Reader
+from pocketqa.runtimes import usable_cores
 from pocketqa.runtimes.cached import default_folder
 from pocketqa.types import JSON, NoAnswer, QAExample, RuntimeInfo, WindowOptions
 
@@ -140,10 +141,13 @@ def _reference_reader(given: argparse.Namespace) -> Reader:
     if ModelFolder(Path(given.reference)).graph.is_file() or given.reference_engine != "pytorch":
         return open_reader(given.reference, given.reference_engine, "fp32", given.threads)
 
+    import torch
+
     from mobile_export.checkpoint.checkpoints import open_checkpoint
     from mobile_export.formats.exporting import tokenizer_of
     from pocketqa.runtimes.pytorch import PyTorchRuntime
 
+    torch.set_num_threads(given.threads or min(torch.get_num_threads(), usable_cores()))
     checkpoint = open_checkpoint(given.reference)
     runtime = PyTorchRuntime(checkpoint.model)
     with tempfile.TemporaryDirectory(prefix="pocketqa-verify-") as workshop:

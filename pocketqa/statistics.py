@@ -136,7 +136,8 @@ def quantile_ratio(
         _weighted_quantiles(a, drawn, membership, quantile) / _weighted_quantiles(b, drawn, membership, quantile)
         for drawn in draws(units, resamples, seed, width=len(a))
     ]
-    return percentile_interval(float(np.quantile(a, quantile) / np.quantile(b, quantile)), np.concatenate(ratios), level)
+    found = percentile_interval(float(np.quantile(a, quantile) / np.quantile(b, quantile)), np.concatenate(ratios), level)
+    return replace(found, alone=units == 1)
 
 
 def quantile_interval(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_export.checkpoint.sources import quiet_transformers, read_json
-from mobile_export.checkpoint.vocabulary import FAST, read_vocabulary
+from mobile_export.checkpoint.vocabulary import FAST, NORMALIZER, read_vocabulary
 from pocketqa.errors import CorruptFolder
 from pocketqa.types import JSON
 
@@ -23,8 +23,9 @@ def write_tokenizer(source: Path, target: Path, config: JSON) -> None:
     kinds = {"bert": BertTokenizerFast, "distilbert": DistilBertTokenizerFast, "mobilebert": MobileBertTokenizerFast}
     document = read_json(source / FAST)
     casing: dict[str, Any] = {"do_lower_case": read_vocabulary(source, config).lowercase}
-    if "strip_accents" in (document.get("normalizer") or {}):
-        casing["strip_accents"] = document["normalizer"]["strip_accents"]
+    for setting, key in NORMALIZER.items():
+        if key != "lowercase" and key in (document.get("normalizer") or {}):
+            casing[setting] = document["normalizer"][key]
     with quiet_transformers():
         try:
             tokenizer = kinds[config["model_type"]].from_pretrained(source, local_files_only=True, **casing)

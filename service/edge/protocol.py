@@ -37,7 +37,9 @@ _PIPELINED = 16
 
 # Connections above the most, for whoever asks how the service is: overload must not look like an end of it.
 _RESERVE = 32
-_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics"))
+_RESERVED_SECONDS = 1.0  # a probe asks at once
+_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics", b"/health", b"/v2/health/live", b"/v2/health/ready"))
+_PROBE_ENDS = (b"/ready", b"/health")  # of one model
 _TOO_MANY = "As many connections are open as this service takes."
 
 Refused = Callable[[str, PocketQAError], None]
@@ -93,7 +95,7 @@ class EdgeProtocol(HttpToolsProtocol):
             sending_seconds=settings.body_seconds,
             unread_seconds=settings.idle_seconds,
         )
-        above = len(self.connections) - settings.max_connections
+        above = sum(isinstance(one, EdgeProtocol) and not one._lingering.lingering for one in self.connections) - settings.max_connections
         self._reserved = above > 0
         if above > _RESERVE:
             self._turn_away(TooManyConnections(_TOO_MANY))
@@ -188,7 +190,8 @@ class EdgeProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version != "1.1" and (version != "1.0" or any(name == b"transfer-encoding" for name, _ in self.headers)):
             raise self._note(MalformedHttp("The request is not one in HTTP/1.1."))
-        if self._reserved and self.url.partition(b"?")[0] not in _PROBES:
+        path = self.url.partition(b"?")[0]
+        if self._reserved and path not in _PROBES and not path.endswith(_PROBE_ENDS):
             raise self._note(TooManyConnections(_TOO_MANY))
         super().on_headers_complete()
         if self._reserved:
@@ -301,6 +304,8 @@ class EdgeProtocol(HttpToolsProtocol):
         seconds = {_Phase.IDLE: settings.idle_seconds, _Phase.HEADERS: settings.header_seconds, _Phase.BODY: settings.body_seconds}[phase]
         if self._requests == 0:
             seconds = min(seconds, settings.header_seconds)
+        if self._reserved:
+            seconds = min(seconds, _RESERVED_SECONDS)
         self._deadline, self._deadline_of = self.loop.call_later(seconds, self._too_late), wanted
 
     def _disarm(self) -> None:

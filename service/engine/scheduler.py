@@ -121,7 +121,7 @@ class Scheduler:
 
     def _rest(self, now: float) -> float:
         """Predicted seconds until what is running is done, of all lanes together."""
-        return sum(max(0.0, batch.began + batch.expected - now) for batch in self._running.values())
+        return sum(max(0.0, batch.began + batch.expected - now) for batch in tuple(self._running.values()))
 
     def admit(self, wanted: Mapping[Role, Sequence[Window]], deadline: float, before: float = 0.0, mine: float = 0.0) -> float:
         """Seconds that these windows need.  Raises Overloaded, or WorkerLost while nothing computes, where they would wait too long, and
@@ -152,8 +152,11 @@ class Scheduler:
         return own
 
     def wait_seconds(self) -> float:
-        """Predicted seconds until a window that came now would be computed: what is queued and what is running, over the lanes that are alive."""
-        seconds = self._rest(self._clock()) + sum(self._plans[role].drain_seconds(self._queues[role].lengths) for role in ROLES)
+        """Predicted seconds until a window that came now would be computed: what is queued and what is running, over the lanes that are alive.
+
+        Metrics are read in a thread, so that what it looks at is copied first.
+        """
+        seconds = self._rest(self._clock()) + sum(self._plans[role].drain_seconds(dict(self._queues[role].lengths)) for role in ROLES)
         return seconds / max(1, self._alive) + self._engine.recovery_seconds()
 
     @property

@@ -166,6 +166,17 @@ def test_what_the_checkpoint_knows_travels(tmp_path):
     assert again.files["model.safetensors"] == manifest.files["model.safetensors"] == again.parent
 
 
+def test_what_a_tokenizer_does_with_ideographs_is_written_into_both_files(tmp_path):
+    source = shutil.copytree(checkpoint("bert"), tmp_path / "source")
+    document = json.loads((source / "tokenizer.json").read_text())
+    document["normalizer"]["handle_chinese_chars"] = False
+    (source / "tokenizer.json").write_text(json.dumps(document))
+    (source / "tokenizer_config.json").unlink()
+    package(str(source), tmp_path / "model", say=quietly)
+    assert json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())["tokenize_chinese_chars"] is False
+    package(str(tmp_path / "model"), tmp_path / "again", say=quietly)
+
+
 def test_a_checkpoint_from_elsewhere_is_told_what_it_was_trained_for(tmp_path, capsys):
     from mobile_export.package import main
 

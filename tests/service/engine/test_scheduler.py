@@ -277,6 +277,7 @@ def test_an_idle_service_admits_anything_and_a_busy_one_says_when_to_come_back()
         tasks = [await desk.ask(window(i)) for i in range(3)]
         # One runs and two wait: about three seconds.
         assert desk.scheduler.wait_seconds() == pytest.approx(3, rel=0.1)
+        assert desk.metrics.registry.get_sample_value("pocketqa_queue_seconds") == desk.scheduler.wait_seconds()
         with pytest.raises(Overloaded) as caught:
             desk.scheduler.admit({"student": [window(1)]}, deadline)
         # Until half a second's half is left: 3 - 0.25.
