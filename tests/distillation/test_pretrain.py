@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -24,6 +23,7 @@ from distillation.text.corpus import Corpus, CorpusOptions, open_corpus
 from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
 from distillation.text.text_training import text_identity
+from distillation.training.recipes import settings_of
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.folders import ModelFolder
 from tests.tiny import SPECIAL, tiny_base, tiny_bert, tiny_distilbert
@@ -126,7 +126,7 @@ def test_a_run_that_kept_another_text_apart_is_told_from_one_of_today(tmp_path: 
     corpus = open_corpus([str(text)], tiny_bert(tmp_path / "base", vocabulary=VOCABULARY), CorpusOptions(max_tokens=32), tmp_path / "cache")
     same = []
     for recipe in (PretrainRecipe(), PretrainRecipe(seed=1), PretrainRecipe(seed=1, heldout_tokens=0)):
-        before = json.dumps([dataclasses.asdict(recipe), corpus.key, "start"], sort_keys=True)
+        before = json.dumps([settings_of(recipe), corpus.key, "start"], sort_keys=True)
         same.append(text_identity(recipe, corpus, "start") == hashlib.sha256(before.encode()).hexdigest())
     assert same == [True, False, True]
 
