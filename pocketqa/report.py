@@ -47,7 +47,8 @@ NOTES = {
     "Training": "Trainings whose weights ship, or whose figures stand on this page. Weights are named as training left them; packaging rounds them "
     "to float16, so that packaged models have other digits.",
     "Classification": "What distillation keeps of other tasks than answering questions.",
-    "Ablation": "What each part of distillation is worth.",
+    "Ablation": "What each part of distillation is worth. The models compared here are made for it, from a base without questions; they are not the "
+    "bundled pair.",
     "Experiments": "What was tried to make the models better, and what came of it.",
     "Training speed": "Tokens a second of this project's training and of a plain one done well, in turns on one machine.",
     "Latency": "What one question takes, asked alone, by the rules of MLPerf Mobile's single stream.",
