@@ -154,8 +154,8 @@ def test_a_bundle_races_in_its_own_engine_and_core_ml_gives_its_sizes(capsys: py
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     name = "tiny-distilbert, executorch int8"
-    assert list(document["sizes"]) == [name, "tiny-distilbert, coreml fp16"]
-    assert f"{name}: takes windows of at most 64 tokens, so it is left out of fixed-128" in captured.err
+    assert list(document["sizes"]) == [name, "tiny-distilbert, coreml-cpu fp16"]
+    assert f"{name}: takes windows of 64 tokens, so it is left out of fixed-128" in captured.err
     [squad] = document["races"]
     if sys.platform != "darwin":
         assert "Core ML computes on a Mac only" in captured.err
