@@ -20,8 +20,8 @@ from service.edge.keys import new_key
 
 PREFIX = "POCKETQA_"
 CHECKOUT = Path(__file__).resolve().parent.parent
-# An installed package carries no weights; there the default is a folder of that name where the command is run.
 MOST_REQUESTS = 1_000  # of one body, whatever the settings
+# An installed package carries no weights; there the default is a folder of that name where the command is run.
 MODELS = CHECKOUT / "models" if (CHECKOUT / "pyproject.toml").is_file() else Path("models")
 
 Parser = Callable[[str], object]

@@ -60,7 +60,7 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
     pairs = compared(race.entries)
     ratios = {name: _ratios(a, b) for name, (a, b) in pairs.items()}
     unit = race.entries[0].contestant.unit
-    problems, tokens = race.problems(), {label: _tokens(entry) for label, entry in entries.items()}
+    problems = race.problems()
     rules = {"queries": race.rules.queries, "seconds": race.rules.seconds, "max_seconds": race.rules.max_seconds, "percentile": PERCENTILE}
     extra: JSON = {
         "mode": WHOLE_PASS if race.workload.whole else race.rules.mode,
@@ -73,7 +73,7 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
         "seconds": {label: round(float(entry.seconds().sum()), 3) for label, entry in entries.items()},
         "stages": {label: {stage: summarise_times(entry.seconds(stage)).to_json() for stage in STAGES} for label, entry in entries.items()},
         "quantiles": {label: [round(float(q) * 1e3, 3) for q in np.percentile(entry.seconds(), range(101))] for label, entry in entries.items()},
-        "tokens": tokens,
+        "tokens": {label: _tokens(entry) for label, entry in entries.items()},
         "lengths": [race.workload.windows.max_tokens],  # of every window, or the longest where they vary
         "load_seconds": {label: _loads(entry) for label, entry in entries.items()},
         "first_run_seconds": {label: {"cold": _rounded(entry.first_cold), "warm": _rounded(entry.first_warm)} for label, entry in entries.items()},

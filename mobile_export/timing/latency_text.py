@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from mobile_export.timing.latency import STAGES
-from pocketqa.reporting.mobile_tables import added_memory, padding_remarks
+from pocketqa.reporting.mobile_tables import added_memory, padding_remarks, threads_cell
 from pocketqa.reporting.tables import interval, table
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
@@ -25,9 +25,9 @@ def threads_text(count: int) -> str:
     return f"{count} {'thread' if count == 1 else 'threads'}"
 
 
-def threads_or_unit(threads: int | None, unit: str) -> str:
+def threads_or_unit(threads: int, unit: str) -> str:
     """ "2 threads", or "compute unit ne" where Core ML decides on its threads."""
-    return f"compute unit {unit}" if unit or threads is None else threads_text(threads)
+    return f"compute unit {unit}" if unit else threads_text(threads)
 
 
 def size_lines(sizes: dict[str, JSON]) -> list[str]:
@@ -45,8 +45,7 @@ def race_lines(results: JSON) -> list[str]:
     """Rules, times, ratios, remarks, and the flag of a busy machine."""
     rules = results["rules"]
     state = "valid" if rules["valid"] else f"NOT VALID: {'; '.join(rules['problems'])}"
-    where = threads_or_unit(results["threads"], "" if results["threads"] else results["device"]["compute_unit"])
-    lines = ["", results["workload"], f"{where}, {results['mode']}: {state}", ""]
+    lines = ["", results["workload"], f"{threads_cell(results)}, {results['mode']}: {state}", ""]
     lines += table(RACE_HEAD, [_row(results, label) for label in results["timings"]])
     if results["ratios"]:
         lines += ["", *table(RATIO_HEAD, [_ratio_row(results, name) for name in results["ratios"]])]

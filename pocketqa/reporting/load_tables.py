@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
+from pocketqa.reporting.mobile_tables import busy_lines, busy_sentences, joined, table_if_any
 from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind, timing_table
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
@@ -23,7 +23,7 @@ def load_lines(runs: Runs, link: Link) -> list[str]:
     """Times of single runs and where they went, one table each; then each run that searched for the highest rates."""
     found = of_kind(runs, "load")
     single = {name: run for name, run in found.items() if "search" not in run.results}
-    doubts = [f"- {run.name}: {doubt.removeprefix('- ')}" for run in single.values() for doubt in (*_void(run), *busy_lines(run))]
+    doubts = [f"- {run.name}: {doubt}" for run in single.values() for doubt in (*_void(run), *busy_sentences(run))]
     parts = [timing_table(single, "load", link), _where_table(single, link), doubts]
     for name, run in found.items():
         if "search" in run.results:

@@ -133,8 +133,8 @@ def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
     """Heading, circumstances, times, ratios and remarks of one race."""
     r = run.results
     return [
-        [f"### {_workload(r)}, {_threads(r)}, {r.get('mode', 'mode not said')}"],
-        [f"{device_text(r)}; {rules_text(r)}. {origin}", *(line.removeprefix("- ") + "." for line in busy_lines(run))],
+        [f"### {_workload(r)}, {threads_cell(r)}, {r.get('mode', 'mode not said')}"],
+        [f"{device_text(r)}; {rules_text(r)}. {origin}", *(f"{sentence}." for sentence in busy_sentences(run))],
         table_if_any(LATENCY_HEAD, (_latency_row(run, label) for label in r["timings"])),
         table_if_any(RATIO_HEAD, _ratio_rows(r)),
         [f"- {remark}" for remark in (*padding_remarks(r), *r.get("remarks", []))],
@@ -169,7 +169,13 @@ def busy(run: RunFile) -> list[str]:
 
 def busy_lines(run: RunFile) -> list[str]:
     """A remark with all reasons; none for a quiet machine."""
-    return [f"- Busy machine, so its times are not to be trusted: {'; '.join(busy(run))}"] if busy(run) else []
+    return [f"- {sentence}" for sentence in busy_sentences(run)]
+
+
+def busy_sentences(run: RunFile) -> list[str]:
+    """The same without its mark of a list."""
+    reasons = busy(run)
+    return [f"Busy machine, so its times are not to be trusted: {'; '.join(reasons)}"] if reasons else []
 
 
 def audit_lines(runs: Runs, link: Link) -> list[str]:
@@ -293,7 +299,8 @@ def _weights(run: RunFile, label: str) -> str:
     return "".join([f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label][:1])
 
 
-def _threads(r: JSON) -> str:
+def threads_cell(r: JSON) -> str:
+    """ "2 threads", or Core ML's compute unit, which decides on its threads."""
     count = r.get("threads")
     if count is None:
         return f"compute unit {r['device']['compute_unit']}" if "device" in r else "threads not said"

@@ -20,7 +20,8 @@ from service.errors import Unauthorized, UnknownHost, error_response
 from service.settings import Settings
 
 # Probes carry no keys, the page and the description hold nothing that is not public.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", "/openapi.json", *PAGE})
+PROBES = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({*PROBES, "/openapi.json", *PAGE})
 
 _HOST = re.compile(rb"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{1,253}))(?::[0-9]{1,5})?")
 _STAGES = ("tokenise", "queue", "forward", "decode", "total")

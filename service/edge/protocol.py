@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from pocketqa.errors import PocketQAError
 from service.assets import SECURITY_HEADERS
+from service.edge.gates import PROBES
 from service.edge.lingering import LingeringTransport
 from service.errors import HeadersTooLarge, MalformedHttp, RequestTimeout, TooManyConnections, error_document, error_headers, kind_of
 from service.settings import Settings
@@ -38,8 +39,7 @@ _PIPELINED = 16
 # Connections above the most, for whoever asks how the service is: overload must not look like an end of it.
 _RESERVE = 32
 _RESERVED_SECONDS = 1.0  # a probe asks at once
-_PROBES = frozenset((b"/livez", b"/readyz", b"/metrics", b"/health", b"/v2/health/live", b"/v2/health/ready"))
-_PROBE_ENDS = (b"/ready", b"/health")  # of one model
+_PROBE_ENDS = ("/ready", "/health")  # of one model
 _TOO_MANY = "As many connections are open as this service takes."
 
 Refused = Callable[[str, PocketQAError], None]
@@ -95,7 +95,9 @@ class EdgeProtocol(HttpToolsProtocol):
             sending_seconds=settings.body_seconds,
             unread_seconds=settings.idle_seconds,
         )
-        above = sum(isinstance(one, EdgeProtocol) and not one._lingering.lingering for one in self.connections) - settings.max_connections
+        above = len(self.connections) - settings.max_connections
+        if above > 0:  # those that are turned away already take no place
+            above -= sum(isinstance(one, EdgeProtocol) and one._lingering.lingering for one in self.connections)
         self._reserved = above > 0
         if above > _RESERVE:
             self._turn_away(TooManyConnections(_TOO_MANY))
@@ -190,8 +192,8 @@ class EdgeProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version != "1.1" and (version != "1.0" or any(name == b"transfer-encoding" for name, _ in self.headers)):
             raise self._note(MalformedHttp("The request is not one in HTTP/1.1."))
-        path = self.url.partition(b"?")[0]
-        if self._reserved and path not in _PROBES and not path.endswith(_PROBE_ENDS):
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if self._reserved and path not in (*PROBES, "/metrics") and not path.endswith(_PROBE_ENDS):
             raise self._note(TooManyConnections(_TOO_MANY))
         super().on_headers_complete()
         if self._reserved:
