@@ -39,6 +39,9 @@ router = APIRouter(route_class=StrictRoute)
 # Most JSON of a response is its numbers: microseconds are as fine as a clock on a busy machine can tell.
 _MILLISECOND_DIGITS = 3
 
+# Of a probe's second route; the description has that of GET alone.
+PROBE_METHODS = ["GET", "HEAD"]
+
 # What the responses with one answer, or with several, carry.
 STAGE_HEADERS = {
     f"x-{stage}-ms": {"description": f"Milliseconds: {field.description}", "schema": {"type": "number"}}
@@ -117,6 +120,7 @@ async def samples() -> SamplesResponse:
 
 
 @router.get("/livez", tags=["service"], summary="Is the process answering?")
+@router.api_route("/livez", methods=PROBE_METHODS, include_in_schema=False)
 async def livez() -> Health:
     """200 as long as the event loop turns."""
     return Health(status="alive")
@@ -136,6 +140,7 @@ def metrics(service: RunningService) -> Response:
 
 
 @router.get("/readyz", tags=["service"], summary="Are the models warm?", responses=documented(MODEL_ERRORS))
+@router.api_route("/readyz", methods=PROBE_METHODS, include_in_schema=False)
 async def readyz(service: RunningService) -> Health:
     """200 once both models were verified and replayed, 503 before."""
     service.check_ready()

@@ -16,7 +16,7 @@ from service.protocols import huggingface, info, lists, openinference
 from service.settings import Settings
 from service.state import Service
 
-_DESCRIPTION = """Extractive question answering by a teacher and by the student distilled from it, side by side.
+_DESCRIPTION = """Extractive question answering by a teacher and its smaller student, side by side.
 
 Offsets are Unicode code points of the passage. Scores of one request are on one scale: shares of all admissible spans. Bodies are strict JSON;
 every error has the same shape and says what to do next; under the paths of Hugging Face and of the Open Inference Protocol it is theirs,

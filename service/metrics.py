@@ -178,9 +178,12 @@ class Metrics:
         self._queue_tokens.labels(role).set_function(tokens)
         self._queue_requests.labels(role).set_function(requests)
 
-    def watch_workers(self, workers: Workers) -> None:
-        """Read the memory of the processes that compute ("rss_bytes" of each "worker") from this whenever the metrics are."""
-        self._workers.read = workers
+    def watch_workers(self, workers: Workers, wanted: int) -> None:
+        """Read the memory of the processes that compute ("rss_bytes" of each "worker") from this whenever the metrics are.
+
+        wanted: how many there are when none is missing.
+        """
+        self._workers.read, self._workers.wanted = workers, wanted
 
     def http(self, route: str, method: str, status: int, seconds: float) -> None:
         """One HTTP request.  route: the template of the path ("/v1/answer"), never the path itself."""
@@ -196,13 +199,15 @@ class _Workers(Collector):
 
     def __init__(self) -> None:
         self.read: Workers | None = None
+        self.wanted = 0
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge for their number, one of memory with a label for each."""
+        """Gauges for their number and for the one wanted, one of memory with a label for each."""
         if self.read is None:  # they are being started
             return
         workers = self.read()
         yield GaugeMetricFamily("pocketqa_workers", "Processes that compute.", len(workers))
+        yield GaugeMetricFamily("pocketqa_workers_wanted", "Processes that compute when none is missing.", self.wanted)
         memory = GaugeMetricFamily("pocketqa_worker_resident_memory_bytes", "Resident memory of each process that computes.", labels=["worker"])
         for worker in workers:
             if isinstance(held := worker["rss_bytes"], int):

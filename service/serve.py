@@ -8,6 +8,8 @@ POCKETQA_THREADS=2 pocketqa serve --engine onnxruntime
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -20,6 +22,8 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 def main(argv: Sequence[str]) -> int:
     """Run until interrupted.  Raises PocketQAError for settings, folders or an address that cannot be used."""
+    # The first process of a container is deaf to a signal without a handler, and what is imported below takes its time.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     settings = Settings.read(argv)
 
     from service.app import create_app  # after --help, which needs none of it

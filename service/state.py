@@ -59,8 +59,9 @@ class Service:
 
     def take(self, pair: Pair, engine: Engine | None = None) -> None:
         """Serve these models from now on.  engine: what computes them; None for a thread of this process."""
-        self._inference = Inference(pair, engine or ThreadEngine(pair), self.settings, self.metrics)
-        self.metrics.watch_workers(self._inference.workers)
+        computing = engine or ThreadEngine(pair)
+        self._inference = Inference(pair, computing, self.settings, self.metrics)
+        self.metrics.watch_workers(self._inference.workers, len(computing.lanes))
         self._pair = pair
         if self.settings.shadow:
             inference = self._inference

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fastapi import FastAPI, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.edge.access_log import AccessLog
 from service.edge.exchange import Exchange
@@ -14,6 +14,21 @@ from service.edge.gates import OPEN_PATHS, HostGate, KeyGate, OriginGate
 from service.edge.keys import KeyRing
 from service.settings import Settings
 from service.state import Service
+
+
+class _WithoutSlash:
+    """Takes a path with a slash behind it for the path: `huggingface_hub` asks at an address as it was typed.
+
+    Starlette would send the client elsewhere, and to http:// too where it came by https:// to whoever ends TLS in front of the service.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/":
+            scope["path"] = scope["path"].removesuffix("/")
+        await self._app(scope, receive, send)
 
 
 class GatedApp(FastAPI):
@@ -28,14 +43,14 @@ class GatedApp(FastAPI):
         self._service = service
         self._keys = KeyRing(settings.api_keys_file) if settings.api_keys_file is not None else None
         self.access_log = AccessLog() if settings.access_log else None
-        super().__init__(openapi_url=None, **options)
+        super().__init__(openapi_url=None, redirect_slashes=False, **options)
         self.state.service = service
         self._description: bytes | None = None
         self.add_api_route("/openapi.json", self._describe, include_in_schema=False)
 
     def build_middleware_stack(self) -> ASGIApp:
         """From the inside out: keys, other sites' pages (whose preflights carry no key), hosts, and what is done for every request."""
-        app = super().build_middleware_stack()
+        app: ASGIApp = _WithoutSlash(super().build_middleware_stack())  # behind the gates, which see the path as it came
         if self._keys is not None:
             app = KeyGate(app, self._keys)
         if self._settings.cors_origins:

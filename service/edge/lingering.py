@@ -7,6 +7,7 @@ So the sending side closes at once, and the receiving side a moment later, or wh
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,8 @@ class LingeringTransport(asyncio.Transport):
             self._end_after(self._unread_seconds)
         self._transport.close()
 
-    def linger(self) -> None:
-        """Send what is written and no more; let the client finish within bounds."""
+    def linger(self, most_seconds: float = math.inf) -> None:
+        """Send what is written and no more; let the client finish within bounds, and within most_seconds."""
         if self.is_closing():
             return
         self.lingering = True
@@ -61,7 +62,7 @@ class LingeringTransport(asyncio.Transport):
         except OSError:  # it has gone already
             self._transport.abort()
             return
-        self._end_after(self._sending_seconds)
+        self._end_after(min(most_seconds, self._sending_seconds))
 
     def discard(self, data: bytes) -> None:
         """What a client sends after its answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
@@ -33,12 +34,15 @@ _HEADER_COST = 32
 _TOO_LARGE = f"The headers have more than {_HEADER_BYTES:,} bytes, the most that is taken."
 # A chunk costs a few microseconds whatever its size; senders of JSON use far fewer.
 _CHUNKS = 16_384
+# The headers that tell where a body ends.
+_FRAMING = (b"content-length", b"transfer-encoding")
 # Requests that wait behind one that is being answered.
 _PIPELINED = 16
 
 # Connections above the most, for whoever asks how the service is: overload must not look like an end of it.
 _RESERVE = 32
 _RESERVED_SECONDS = 1.0  # a probe asks at once
+_TURNED_AWAY_SECONDS = 1.0  # for who is one too many to finish: until then its connection is there, in no count
 _PROBE_ENDS = ("/ready", "/health")  # of one model
 _TOO_MANY = "As many connections are open as this service takes."
 
@@ -72,6 +76,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._requests = 0  # begun on this connection
         self._header_bytes = self._header_size = 0  # as they came, as they were understood
         self._chunks = 0
+        self._muted = False  # the parser is told again what has been heard
         self._reserved = False  # one of the connections for probes
         self._wrong: PocketQAError | None = None  # what a callback of the parser found
         self._deaf = False  # what comes cannot be read any more; the last answers still leave
@@ -150,9 +155,7 @@ class EdgeProtocol(HttpToolsProtocol):
         began = self._requests + (self._phase in (_Phase.IDLE, _Phase.WHOLE))
         so_far = self._header_bytes if self._phase is _Phase.HEADERS else 0
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = False  # no other protocol is spoken here, and the parser reads no further
+            self._feed(data)
         except httptools.HttpParserError:
             self._fail(self._wrong or MalformedHttp("The request is not one in HTTP/1.1."))
         if self._phase is _Phase.HEADERS and self._requests == began:
@@ -161,8 +164,31 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._fail(HeadersTooLarge(_TOO_LARGE))
         self._watch()
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self._phase is not _Phase.BODY:
+                self.cycle.keep_alive = False  # no other protocol is spoken here, and the parser reads no further
+                return
+            self._parse_body()
+            self._feed(data[offer.args[0] :])
+
+    def _parse_body(self) -> None:
+        """Go on with the body of a request that offers another protocol, as Java's HttpClient does with HTTP/2 (RFC 9110, 7.8).
+
+        The parser takes what follows such headers for the other protocol.  A new one is told where the body ends, and nobody hears of it.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._muted = True
+        framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        if self._muted:
+            return
         if len(self.pipeline) >= _PIPELINED:
             raise self._note(MalformedHttp(f"More than {_PIPELINED} requests wait on this connection for their answers."))
         self._phase = _Phase.HEADERS
@@ -172,11 +198,14 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
-        self._count_header(len(url))
-        super().on_url(url)
+        if not self._muted:
+            self._count_header(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A whole header, or a trailer behind a chunked body."""
+        if self._muted:
+            return
         self._count_header(len(name) + len(value) + _HEADER_COST)
         if self._phase is _Phase.HEADERS:
             super().on_header(name, value)
@@ -188,6 +217,9 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to the app, unless where its body ends is open to opinion (request smuggling)."""
+        if self._muted:
+            self._muted = False
+            return
         # The parser refuses two lengths by itself, but takes versions that nobody speaks, and in HTTP/1.0 what that does not have.
         version = self.parser.get_http_version()
         if version != "1.1" and (version != "1.0" or any(name == b"transfer-encoding" for name, _ in self.headers)):
@@ -207,7 +239,9 @@ class EdgeProtocol(HttpToolsProtocol):
             raise self._note(MalformedHttp(f"The body comes in more than {_CHUNKS:,} chunks; send larger ones."))
 
     def on_message_complete(self) -> None:
-        """The last byte of a request."""
+        """The last byte of a request, or of the headers of one that offers another protocol."""
+        if self.parser.should_upgrade() and any(name in _FRAMING for name, _ in self.headers):
+            return  # its body is still to come
         self._phase = _Phase.IDLE if self.cycle.response_complete else _Phase.WHOLE
         super().on_message_complete()
 
@@ -265,17 +299,17 @@ class EdgeProtocol(HttpToolsProtocol):
             if broken.response_complete:
                 self.transport.close()
         elif broken is not None:
-            # The app was called already: it is stopped, and what it writes down about the request is this error.
+            # Where the app was called already, it is stopped, and what it writes down about the request is this error.
             kind = kind_of(type(error))
             broken.scope.update({"pocketqa.error": kind.code, "pocketqa.status": int(kind.status)})  # type: ignore[misc]
             self._depart()
-            self._refuse(error, broken.scope["path"])
+            (self._turn_away if self._task is None else self._refuse)(error, broken.scope["path"])
         else:
             self._turn_away(error)
 
-    def _turn_away(self, error: PocketQAError) -> None:
+    def _turn_away(self, error: PocketQAError, path: str = "") -> None:
         """Refuse what the app has not heard of, and tell it."""
-        self._refuse(error)
+        self._refuse(error, path)
         self._refused(self.client[0] if self.client else "", error)
 
     def _refuse(self, error: PocketQAError, path: str = "") -> None:
@@ -288,7 +322,7 @@ class EdgeProtocol(HttpToolsProtocol):
         status = HTTPStatus(kind.status)
         head = b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())
         self.transport.write(head + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body)
-        self._lingering.linger()
+        self._lingering.linger(_TURNED_AWAY_SECONDS if isinstance(error, TooManyConnections) else math.inf)
 
     # Deadlines
 

@@ -84,6 +84,7 @@ class ProcessLane:
             async with asyncio.timeout(OPENING_SECONDS):
                 document = await asyncio.shield(worker.ready)
             self._check(document)
+            self._peak = int(document["peak_rss_bytes"])
         except TimeoutError:
             await worker.end()
             raise EngineError(f"Expected a worker to open the models within {OPENING_SECONDS:.0f} seconds, found it still at it.") from None
@@ -91,7 +92,6 @@ class ProcessLane:
             await worker.end()
             raise
         self._open_seconds = time.monotonic() - began
-        self._peak = int(document["peak_rss_bytes"])
         self._worker = worker
         return document
 
@@ -101,7 +101,10 @@ class ProcessLane:
         while True:
             assert self._worker is not None
             reason = await self._worker.lost()
-            await self._worker.end()
+            try:
+                await self._worker.end()
+            except Exception:
+                log.exception("A worker process that was lost could not be waited for.")
             lived = time.monotonic() - self._worker.began
             log.error("A worker process %s after %.0f seconds (%s); another is started.", reason, lived, self._worker.status)
             self._worker = None
@@ -139,8 +142,10 @@ class ProcessLane:
             try:
                 await self.fill(WARM_AGAIN_SECONDS)
                 return pause
-            except (PocketQAError, OSError) as error:
-                log.error("A worker process could not be started: %s  The next attempt follows in %.0f seconds.", error, pause)
+            except Exception as error:  # whatever it is: without another attempt the lane would stay empty
+                said = isinstance(error, PocketQAError | OSError)
+                words = "A worker process could not be started: %s  The next attempt follows in %.0f seconds."
+                log.error(words, error, pause, exc_info=None if said else error)
             await self._wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

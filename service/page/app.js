@@ -58,7 +58,9 @@ function showPassage(text, spans) {
 }
 
 function reading(on) {
+  const typing = document.activeElement === $("context"); // who is hidden loses the focus, and with it Ctrl+Enter
   $("passage").hidden = $("edit").hidden = $("legend").hidden = !on;
+  if (on && typing) $("passage").focus({ preventScroll: true });
   $("context").hidden = on;
 }
 
@@ -135,6 +137,7 @@ function complain(message) {
 async function fetchJson(path, options = {}) {
   // A key is kept nowhere but in its field.
   const key = $("key").value;
+  if (/[^ -~]/.test(key)) throw Object.assign(new Error("The API key holds a character that no key has. Copy it again."), { status: 401 });
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   let response;
   try {

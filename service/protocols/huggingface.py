@@ -16,7 +16,7 @@ from fastapi import APIRouter, Response
 
 from pocketqa.errors import InputError
 from pocketqa.types import Answer, WindowOptions
-from service.api import STAGE_HEADERS, NamedModel, RunningService, stage_headers
+from service.api import PROBE_METHODS, STAGE_HEADERS, NamedModel, RunningService, stage_headers
 from service.body import LARGE, StrictRoute
 from service.errors import MODEL_ERRORS, QUESTION_ERRORS, InvalidRequest, UnknownModel, documented
 from service.protocols.huggingface_schemas import (
@@ -70,6 +70,7 @@ async def predict_by(model: NamedModel, body: QuestionAnsweringRequest, response
 
 
 @router.get("/health", summary="Will questions be answered?", responses=documented(MODEL_ERRORS, "/health"))
+@router.api_route("/health", methods=PROBE_METHODS, include_in_schema=False)
 async def health(service: RunningService) -> Health:
     """200 once the models are warm, as Hugging Face's `health_check` asks."""
     service.check_ready()

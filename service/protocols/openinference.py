@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 import pocketqa
 from pocketqa.types import Answer
-from service.api import STAGE_HEADERS, NamedModel, RunningService, stage_headers
+from service.api import PROBE_METHODS, STAGE_HEADERS, NamedModel, RunningService, stage_headers
 from service.body import UntypedRoute
 from service.errors import GATE_ERRORS, MODEL_ERRORS, QUESTION_ERRORS, InvalidRequest, UnknownModel, documented
 from service.protocols.lists import ask_all, check_size, longest
@@ -32,8 +32,29 @@ from service.questions import Question, read_question
 from service.schemas import CompareRequest, PlainError, Role
 from service.state import Service
 
+_ONLY_JSON = "binary data and shared memory are not offered; send and take JSON (Triton's client: set binary_data=False)"
+# The bytes of the JSON document, where tensors stand behind it.
+_JSON_LENGTH = "inference-header-content-length"
+
+
+class _WholeRoute(UntypedRoute):
+    """A route that refuses a body with tensors behind its JSON document."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with this refusal in front."""
+        handler = super().get_route_handler()
+
+        async def whole(request: Request) -> Response:
+            length = request.headers.get("content-length")
+            if request.headers.get(_JSON_LENGTH, length) != length:
+                raise InvalidRequest(f"inputs: {_ONLY_JSON}")
+            return await handler(request)
+
+        return whole
+
+
 # Triton's client declares no content type.
-router = APIRouter(prefix="/v2", route_class=UntypedRoute, strict_content_type=False, tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", route_class=_WholeRoute, strict_content_type=False, tags=["Open Inference Protocol"])
 
 VERSION_DIGITS = 12
 
@@ -63,19 +84,20 @@ VersionedModel = Annotated[Role, Depends(_checked)]
 
 
 @router.get("", summary="Name and version of the server", responses=_PLAIN_RESPONSES)
-@router.get("/", include_in_schema=False)
 async def server_metadata() -> ServerMetadata:
     """Server metadata."""
     return ServerMetadata(name="pocketqa", version=pocketqa.__version__, extensions=[])
 
 
 @router.get("/health/live", summary="Is the process answering?", responses=_PLAIN_RESPONSES, response_model_exclude_none=True)
+@router.api_route("/health/live", methods=PROBE_METHODS, include_in_schema=False, response_model_exclude_none=True)
 async def live() -> ServerHealth:
     """200 as long as the event loop turns."""
     return ServerHealth()
 
 
 @router.get("/health/ready", summary="Are the models warm?", responses=_HEALTH_RESPONSES)
+@router.api_route("/health/ready", methods=PROBE_METHODS, include_in_schema=False)
 async def ready(service: RunningService) -> ServerHealth:
     """200 once the models are warm, 503 before."""
     service.check_ready()
@@ -144,12 +166,11 @@ async def version_infer(model: VersionedModel, body: InferRequest, response: Res
 
 def _check_extensions(body: InferRequest) -> None:
     """Raises InvalidRequest for tensors that would stand outside of the JSON document, and for an output that is asked for twice."""
-    refusal = "binary data and shared memory are not offered; send and take JSON"
     if body.parameters and body.parameters.binary_data_output:
-        raise InvalidRequest(f"parameters.binary_data_output: {refusal}")
+        raise InvalidRequest(f"parameters.binary_data_output: {_ONLY_JSON}")
     for tensor in (*body.inputs, *(body.outputs or ())):
         if any(value is not False for key, value in (tensor.parameters or {}).items() if key.startswith(("binary_data", "shared_memory"))):
-            raise InvalidRequest(f"{tensor.name}: {refusal}")
+            raise InvalidRequest(f"{tensor.name}: {_ONLY_JSON}")
     names = [output.name for output in body.outputs or ()]
     if len(set(names)) != len(names):
         raise InvalidRequest("outputs: a tensor is asked for twice")

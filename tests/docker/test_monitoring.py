@@ -46,7 +46,7 @@ def query(expression: str, window: str) -> str:
 def exposed() -> set[str]:
     """Names of all series that the service can have."""
     names, metrics = set(), Metrics()
-    metrics.watch_workers(tuple)
+    metrics.watch_workers(tuple, 1)
     for family in metrics.registry.collect():
         if family.type == "histogram":
             names |= {f"{family.name}_{part}" for part in ("bucket", "sum", "count")}
@@ -103,8 +103,8 @@ def test_the_dashboard_shows_what_a_team_asks_for() -> None:
     shown = {name for expressions in panels().values() for expression in expressions for name in OURS.findall(expression)}
     assert {
         "pocketqa_http_request_duration_seconds_count", "pocketqa_rejected_total", "pocketqa_answer_duration_seconds_bucket",
-        "pocketqa_stage_duration_seconds_bucket", "pocketqa_queue_requests", "pocketqa_batch_rows_sum", "pocketqa_padding_tokens_total",
-        "pocketqa_comparisons_total", "pocketqa_shadow_agreement_total", "pocketqa_shadow_score_drift_bucket",
+        "pocketqa_stage_duration_seconds_bucket", "pocketqa_queue_requests", "pocketqa_queue_seconds", "pocketqa_batch_rows_sum",
+        "pocketqa_padding_tokens_total", "pocketqa_comparisons_total", "pocketqa_shadow_agreement_total", "pocketqa_shadow_score_drift_bucket",
     } <= shown  # fmt: skip
     assert all(panel["description"] for panel in DASHBOARD["panels"] if panel["type"] != "row")
 

@@ -248,7 +248,8 @@ def test_too_large_wins_over_malformed_and_over_length_that_lies(client: TestCli
 
 
 def test_other_paths_and_methods_have_the_same_shape(client: TestClient) -> None:
-    check_error(client.get(f"/{SECRET}"), 404, "not_found")
+    for path in (f"/{SECRET}", f"/{SECRET}/", "/v1/samples//"):
+        check_error(client.get(path, follow_redirects=False), 404, "not_found")
     check_error(client.get("/v1/answer"), 405, "method_not_allowed")
     check_error(client.post("/v1/models"), 405, "method_not_allowed")
 

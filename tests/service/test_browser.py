@@ -191,6 +191,10 @@ def test_control_and_enter_ask(page: Page, place: str) -> None:
     page.one(place).send_keys(Keys.CONTROL, Keys.ENTER)
     page.wait_for_answers()
     assert page.marks("teacher") == ["Ada"]
+    assert page.script("return document.activeElement.id") == {"context": "passage", "question": "question"}[place]
+    page.script(SLOW_FIRST)
+    page.browser.switch_to.active_element.send_keys(Keys.CONTROL, Keys.ENTER)  # again
+    page.wait(lambda: page.script("return window.asked") == 1 and page.text("ask") == "Ask")
 
 
 def test_everything_can_be_reached_with_the_keyboard(page: Page) -> None:
@@ -298,6 +302,9 @@ def test_a_key_is_asked_for_where_one_is_needed(browser: Any, pair: Pair, tmp_pa
     with running(create_app(settings, pair), settings) as guarded:
         page = Page(browser, f"http://127.0.0.1:{guarded.port}", ready=lambda page: page.one("key").is_displayed())
         assert page.text("error") == "Expected a key that this service knows."
+        page.one("key").send_keys(key[:9] + "…", Keys.TAB)  # as one that was cut short for display
+        page.wait(lambda: page.text("error") == page.text("models") == "The API key holds a character that no key has. Copy it again.")
+        page.one("key").clear()
         page.one("key").send_keys(key, Keys.TAB)
         page.wait(lambda: page.all("#suggestions button") and page.text("models").startswith("Teacher"))
         page.ask(EMOJI)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from service.settings import Settings
 from tests.service.edge.conftest import wait_until
 from tests.service.tiny_pair import WordRuntime, make_pair, make_served, make_tokenizer
 
+ROOT = Path(__file__).parents[2]
 ASK = {"question": "who?", "context": "built by Ada"}
 
 
@@ -148,6 +152,23 @@ def test_a_wildcard_address_is_shown_as_one_that_a_browser_takes() -> None:
     if socket.has_ipv6:
         with listen("::1", 0) as six:
             assert url(six) == f"http://[::1]:{six.getsockname()[1]}"
+
+
+UNTIL_IMPORTED = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as it is for a container's first process
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "service.app":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+from service.serve import main
+main(["--port", "0", "--teacher", "none", "--student", "none"])
+"""
+
+
+def test_sigterm_ends_the_service_while_it_is_still_imported() -> None:
+    assert subprocess.run([sys.executable, "-c", UNTIL_IMPORTED], cwd=ROOT, timeout=60, check=False).returncode == 128 + signal.SIGTERM
 
 
 def test_serve_ends_with_the_reason_when_there_are_no_models(tmp_path: Path) -> None:

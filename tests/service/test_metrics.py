@@ -108,9 +108,10 @@ def test_the_queue_is_read_when_it_is_asked_for() -> None:
 def test_workers_come_and_go() -> None:
     metrics = Metrics()
     workers: list[dict[str, object]] = [{"worker": 0, "rss_bytes": 1000}, {"worker": 1, "rss_bytes": None}, {"worker": 3, "rss_bytes": 3000}]
-    metrics.watch_workers(lambda: workers)
+    metrics.watch_workers(lambda: workers, 4)
     found = read(metrics)
     assert value(found, "pocketqa_workers") == 3  # the one numbered 2 is being started
+    assert value(found, "pocketqa_workers_wanted") == 4
     assert value(found, "pocketqa_worker_resident_memory_bytes", worker="3") == 3000
     assert ("pocketqa_worker_resident_memory_bytes", (("worker", "1"),)) not in found  # a system that does not tell
     workers.clear()
@@ -156,7 +157,7 @@ def test_what_was_asked_stands_there(fresh: TestClient) -> None:
     assert value(found, "pocketqa_batch_rows_count", model="student") == 2
     assert value(found, "pocketqa_http_request_duration_seconds_count", route="/v1/answer", method="POST", status="200") == 1
     assert value(found, "pocketqa_http_request_duration_seconds_count", route="/v1/answer", method="POST", status="400") == 1
-    assert value(found, "pocketqa_workers") == 1
+    assert value(found, "pocketqa_workers") == value(found, "pocketqa_workers_wanted") == 1
     routes = {dict(labels)["route"] for name, labels in found if name == "pocketqa_http_request_duration_seconds_count"}
     assert "/nothing/here" not in routes
     assert "mill" not in response.text

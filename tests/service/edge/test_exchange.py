@@ -132,12 +132,15 @@ def test_an_unforeseen_error_is_logged_and_counted(logged: tuple[GatedApp, Lines
 def test_what_never_reached_an_endpoint_is_logged_too(logged: tuple[GatedApp, Lines, Settings]) -> None:
     app, lines, settings = logged
     with running(app, settings) as served:
-        for sent in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n", request("/v1/answer", b"", "Content-Length: 1", length=False)[:-4]):
+        broken = request("/v1/answer", b"", "Transfer-Encoding: chunked", length=False) + b"x\r\n"  # before the app is called
+        for sent in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n", request("/v1/answer", b"", "Content-Length: 1", length=False)[:-4], broken):
             with served.connect() as connection:
                 connection.sendall(sent)
                 read_all(connection)
+        assert served.metric("pocketqa_rejected_total", reason="malformed_http") == 2
     found = [(line["status"], line["error"], line["client"]) for line in lines.documents()]
-    assert found == [(400, "malformed_http", "127.0.0.1"), (408, "request_timeout", "127.0.0.1"), (408, "request_timeout", "127.0.0.1")]
+    malformed, late = (400, "malformed_http", "127.0.0.1"), (408, "request_timeout", "127.0.0.1")
+    assert found == [malformed, late, late, malformed]
 
 
 def test_a_body_that_came_too_late_is_one_line_with_its_status(pair: Pair, model_folder_free_settings: Settings) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pocketqa.errors import OptionsError
 from service.app import create_app
-from service.edge.gates import check_exposure
+from service.edge.gates import PROBES, check_exposure
 from service.edge.keys import KeyRing, new_key
 from service.serve import main
 from service.settings import Settings
@@ -25,6 +25,7 @@ HASH = hashlib.sha256(KEY.encode()).hexdigest()
 
 KNOWN = ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "10.0.0.7:8000", "[fe80::1]", "pocketqa", "pocketqa:8000"]
 KNOWN += ["api:8000", "some_container", "app.localhost", "qa.example.org", "QA.example.org:443", "a.example.net", "a.b.example.net"]
+KNOWN += ["qa.example.org.", "qa.example.org.:443", "a.example.net.", "localhost."]
 UNKNOWN = ["a/b?c", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "1.2.3", "example.net", ""]
 UNKNOWN += [
     "aexample.net",
@@ -38,6 +39,9 @@ UNKNOWN += [
     "localhost#",
     "%6cocalhost",
     "a" * 254,
+    "evil.example.",
+    "qa.example.org..",
+    ".:80",
 ]
 
 
@@ -87,6 +91,10 @@ def test_probes_and_the_page_need_no_key(make_client, tmp_path: Path) -> None:
     client = make_client(api_keys_file=write_keys(tmp_path, f"gateway {HASH}"))
     for path in ("/livez", "/readyz", "/", "/app.js", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200
+    for path in PROBES:
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert client.delete(path, headers={"authorization": f"Bearer {KEY}"}).headers["allow"] == "GET, HEAD"
     # Nothing that only looks like one of them.
     for path in ("/livez/", "/livez/../v1/models", "/livez%2f..%2fv1/models", "/LIVEZ"):
         assert client.get(path).status_code == 401

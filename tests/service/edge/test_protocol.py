@@ -89,10 +89,15 @@ CONTRADICTIONS = {
 }
 
 
+OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA")
+
+
+@pytest.mark.parametrize("offer", [(), OFFER], ids=["plain", "with an offer of HTTP/2"])
 @pytest.mark.parametrize("header", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
-def test_a_request_whose_end_is_open_to_opinion_is_400_and_closed(served: Running, header: bytes) -> None:
+def test_a_request_whose_end_is_open_to_opinion_is_400_and_closed(served: Running, header: bytes, offer: tuple[str, ...]) -> None:
     with served.connect() as connection:
-        connection.sendall(b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + header + END + b"0\r\n\r\n" + LIVE)
+        head = request("/v1/answer", b"", *offer, length=False).removesuffix(b"\r\n")
+        connection.sendall(head + header + END + b"0\r\n\r\n" + LIVE)
         check_refusal(read_all(connection), 400, "malformed_http")
 
 
@@ -121,6 +126,46 @@ def test_an_offer_of_another_protocol_is_answered_in_http_and_closed(served: Run
         with served.connect() as connection:
             connection.sendall(request("/livez", b"", f"Upgrade: {protocol}", "Connection: Upgrade", method="GET", length=False))
             assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = b"14\r\n" + ASK[:20] + b"\r\n%x\r\n" % len(ASK[20:]) + ASK[20:] + b"\r\n0\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1_000_000, 40, 1], ids=["at once", "in pieces", "in bytes"])
+def test_a_body_behind_an_offer_of_another_protocol_is_read(served: Running, piece: int) -> None:
+    """As Java's HttpClient and `curl --http2` send it (RFC 9110, 7.8)."""
+    whole = request("/v1/answer", ASK, *OFFER)
+    chunked = request("/v1/answer", b"", *OFFER, "Transfer-Encoding: chunked", length=False) + CHUNKED
+    empty = request("/v1/answer", b"", *OFFER)
+    sent = whole + chunked + empty + request(body=ASK) + whole + LIVE
+    with served.connect() as connection:
+        for begin in range(0, len(sent), piece):
+            connection.sendall(sent[begin : begin + piece])
+        answers = [read_one(connection) for _ in range(6)]
+        assert [status for status, _, _ in answers] == [200, 200, 400, 200, 200, 200]
+        assert [json.loads(answers[at][2])["answers"] for at in (0, 1, 4)] == [json.loads(answers[3][2])["answers"]] * 3
+
+
+def test_an_offer_of_another_protocol_changes_no_limit(served: Running) -> None:
+    many_chunks = request("/v1/answer", b"", *OFFER, "Transfer-Encoding: chunked", length=False) + b"1\r\n \r\n" * 16_385
+    with served.connect() as connection:
+        connection.sendall(many_chunks)
+        check_refusal(read_all(connection), 400, "malformed_http")
+    for size in (20_001, 20_000_000):
+        with served.connect() as connection:
+            connection.sendall(request("/v1/answer", b"a" * size, *OFFER))
+            assert read_one(connection)[0] == 413
+    with served.connect() as connection:
+        connection.sendall(request("/v1/answer", ASK, *OFFER, *(f"X-{i}: {'a' * 1_000}" for i in range(40))))
+        check_refusal(read_all(connection), 431, "headers_too_large")
+    with served.connect() as connection:
+        connection.sendall(request("/v1/answer", ASK, *OFFER)[:-1])
+        check_refusal(read_all(connection), 408, "request_timeout")
+    with served.connect() as connection:  # in HTTP/1.0 there are no chunks
+        connection.sendall(
+            b"POST /v1/answer HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n0\r\n\r\n"
+        )
+        check_refusal(read_all(connection), 400, "malformed_http")
 
 
 HEADERS = {
@@ -214,6 +259,7 @@ def test_connections_above_the_cap_are_503_and_closed(serve: Serve) -> None:
             refused.sendall(request("/v1/answer", body=ASK))
             headers = check_refusal(read_all(refused), 503, "too_many_connections")
             assert headers["retry-after"] == "1"
+            wait_until(lambda: len(running.server.server_state.connections) == 3, 5)  # it is not waited for as long as a body
         kept.pop().close()
         wait_until(lambda: len(running.server.server_state.connections) == 2)
         with running.connect() as again:
@@ -270,6 +316,13 @@ def test_http_1_0_is_answered_and_closed(served: Running) -> None:
     with served.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_only_http_1_0_needs_no_host(served: Running) -> None:
+    for sent, status in ((b"GET /livez HTTP/1.0", 200), (b"GET /livez HTTP/1.0\r\nHost: evil.example", 400), (b"GET /livez HTTP/1.1", 400)):
+        with served.connect() as connection:
+            connection.sendall(sent + END)
+            assert read_one(connection)[0] == status
 
 
 def test_a_client_that_never_reads_is_let_go(serve: Serve) -> None:

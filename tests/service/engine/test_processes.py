@@ -267,6 +267,60 @@ def test_a_worker_that_does_not_open_its_models_in_time_is_given_up(tiny_setting
     play(scene())
 
 
+class Lost:
+    """A worker that has ended, and for which the system has no thread to wait."""
+
+    alive, began, status = False, 0.0, "still running"
+
+    async def lost(self) -> str:
+        return "ended"
+
+    async def end(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_lane_is_filled_again_whatever_goes_wrong_meanwhile(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    errors: list[Exception] = [RuntimeError("can't start new thread"), OSError("no more processes")]
+
+    async def start(warm_seconds: float) -> Worker:
+        if errors:
+            raise errors.pop(0)
+        return await Worker.start(opening_document(tiny_settings, 1, warm_seconds), 60, MODULE)
+
+    async def scene() -> None:
+        lane = supervisor.ProcessLane(start, lambda document: None)
+        lane._worker = Lost()  # type: ignore[assignment]
+        keeper = asyncio.create_task(lane.keep(lambda: None, lambda: None))
+        await until(lambda: keeper.done() or lane.restarts == 1)
+        assert lane.alive and not keeper.done()
+        keeper.cancel()
+        await lane.end()
+
+    play(scene())
+    found = [(record.message.partition(":")[0], record.exc_info is not None) for record in caplog.records]
+    failed = "A worker process could not be started"
+    assert (found[0], found[2:]) == (("A worker process that was lost could not be waited for.", True), [(failed, True), (failed, False)])
+
+
+def test_a_worker_that_tells_too_little_is_ended(tiny_settings: Settings) -> None:
+    started: list[Worker] = []
+
+    async def start(warm_seconds: float) -> Worker:
+        started.append(await Worker.start(opening_document(tiny_settings, 1, warm_seconds), 60, MODULE))
+        return started[-1]
+
+    async def scene() -> None:
+        lane = supervisor.ProcessLane(start, lambda document: document.pop("peak_rss_bytes"))
+        with pytest.raises(KeyError):
+            await lane.fill(0.0)
+        assert started[0].process.returncode is not None
+
+    play(scene())
+
+
 def test_of_two_workers_one_is_enough(tiny_settings: Settings) -> None:
     async def scene() -> None:
         async with engine_of(replace(tiny_settings, workers=2)) as (engine, _):

@@ -27,7 +27,7 @@ FIELDS = {"score", "start", "end", "answer"}
 
 
 def ask(client: TestClient, question: str = WHO, context: str = MILL, path: str = "/", **parameters: object) -> Any:
-    response = client.post(path, json={"inputs": {"question": question, "context": context}, "parameters": parameters})
+    response = client.post(path, json={"inputs": {"question": question, "context": context}, "parameters": parameters}, follow_redirects=False)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -46,7 +46,15 @@ def without_score(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("path", "answer", "start"), [("/", "Bell", 26), ("/predict", "Bell", 26), ("/models/student", "Bell", 26), ("/models/teacher", "Ada", 22)]
+    ("path", "answer", "start"),
+    [
+        ("/", "Bell", 26),
+        ("/predict", "Bell", 26),
+        ("/models/student", "Bell", 26),
+        ("/models/teacher", "Ada", 22),
+        ("/predict/", "Bell", 26),
+        ("/models/teacher/", "Ada", 22),
+    ],
 )
 def test_a_pair_is_answered_by_one_object(client: TestClient, path: str, answer: str, start: int) -> None:
     found = ask(client, path=path)

@@ -236,6 +236,20 @@ def test_json_need_not_be_declared_unless_a_page_sends_it(client: TestClient) ->
     assert client.post("/v1/answer", content=content).status_code == 415
 
 
+def test_tensors_behind_the_json_are_refused_with_what_helps(client: TestClient) -> None:
+    content = json.dumps(body([WHO], [MILL])).encode()  # Triton's client sends texts behind it unless told otherwise
+
+    def send(length: int) -> Any:
+        return client.post(f"{STUDENT}/infer", content=content, headers={"inference-header-content-length": str(length)})
+
+    response = send(len(content) - 10)
+    assert response.status_code == 422
+    oip.check("error_response", response.json())
+    assert response.json()["error"].startswith("inputs: binary data and shared memory are not offered; send and take JSON")
+    assert "set binary_data=False" in response.json()["error"]
+    assert send(len(content)).status_code == 200  # nothing is behind it
+
+
 def test_times_are_in_headers(client: TestClient) -> None:
     headers = client.post(f"{STUDENT}/infer", json=body([WHO, WHO], [MILL])).headers
     assert all(float(headers[f"x-{stage}-ms"]) >= 0 for stage in ("tokenise", "queue", "forward", "decode", "total"))
