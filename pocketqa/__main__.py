@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("distillation.finetune:main", "train a checkpoint to answer questions, alone or from a teacher"),
     "ablate": ("distillation.ablate:main", "repeat a distillation with parts left out, in paired seeds, beside the paper's table"),
     "grow": ("distillation.grow:main", "make a 12-layer teacher from a 6-layer base"),
-    "student": ("distillation.student:main", "make a student from every other layer of a teacher"),
+    "student": ("distillation.student:main", "make a student from some layers of a teacher"),
     "package": ("mobile_export.package:main", "make a model folder (float16 weights, ONNX graph, manifest) from a checkpoint"),
     "export": ("mobile_export.export:main", "export a model for phones: a bundle with a Core ML package or an ExecuTorch program"),
     "compress": ("mobile_export.compress:main", "make a smaller bundle from a bundle, within a loss of F1"),
@@ -104,7 +104,8 @@ def _run(verb: str, arguments: list[str]) -> int:
     hush()
     try:
         status = _load(verb)(arguments)
-        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -126,15 +127,34 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"\npocketqa {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has left (`pocketqa report | head`): end quietly, also when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has left (`pocketqa report | head`): end quietly.
+        _discard_output()
         return CLOSED_PIPE
+    except OSError as error:
+        if error.filename is not None or not _output_fails():
+            raise
+        _discard_output()
+        return _fail(verb, PocketQAError(f"standard output cannot be written: {error.strerror}."))
 
 
 def _load(verb: str) -> Callable[[list[str]], int]:
     module, _, function = VERBS[verb][0].partition(":")
     loaded: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return loaded
+
+
+def _output_fails() -> bool:
+    """Whether what could not be written was standard output (`> /dev/full`): then no more can be."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Whatever is still held back for standard output goes nowhere when Python flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(verb: str, error: PocketQAError) -> int:

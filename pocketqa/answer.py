@@ -11,8 +11,9 @@ counted.  The exit status is 0 when an answer or "no answer" is printed, and 2 f
 
 --jsonl answers a file of any size, line by line in its order; each line is an object with "question", "context" (a text or a list of texts) and, if
 you like, "id".  A line that cannot be answered (no JSON, no question, over a megabyte) becomes a line with "error" in its place, and the exit status
-is 1 at the end.  Stopped in any way, the same command goes on where it was and leaves the same bytes; OUT.run.json keeps the count.  --ray puts the
-blocks of lines out to a Ray cluster, or to the cores of this machine; its machines need the input and the model at the same paths.
+is 1 at the end.  Stopped in any way, the same command, without --force, goes on where it was and leaves the same bytes; OUT.run.json keeps the
+count.  --ray puts the blocks of lines out to a Ray cluster, or to the cores of this machine; its machines need the input and the model at the same
+paths.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ DEFAULT_MODEL = Path("models/student")
 STDIN = "-"
 EXCERPT_CHARACTERS = 60  # of context on each side of the answer
 OPEN, CLOSE = "«", "»"
+TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # embeddings, overrides and isolates of Unicode's bidirectional algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def read_passages(sources: Sequence[tuple[str, str]]) -> list[Passage]:
         if kind == "text":
             passages.append(Passage(f"passage {number}" if len(sources) > 1 else "the passage", value))
         elif value == STDIN:
-            passages.append(Passage("standard input", decode_utf8(sys.stdin.buffer.read(), "standard input")))
+            passages.append(Passage("standard input", decode_utf8(_read_stdin(), "standard input")))
         else:
             passages.append(Passage(value, _read_file(value), value))
     for passage in passages:
@@ -123,7 +125,7 @@ def as_lines(passages: Sequence[Passage], reader: Reader, result: Result) -> lis
             continue
         passage = passages[answer.source]
         lines.append(prefix + one_line(answer.text))
-        lines.append(f"   score {answer.score:.3f}, {passage.name}, characters {answer.start} to {answer.end} of {len(passage.text)}")
+        lines.append(f"   score {answer.score:.3f}, {one_line(passage.name)}, characters {answer.start} to {answer.end} of {len(passage.text)}")
         lines.append(f"   {excerpt(passage.text, answer)}")
     info, times = reader.info, result.timings
     stages = ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in _stages(result).items())
@@ -163,12 +165,14 @@ def excerpt(text: str, answer: Answer) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, and without control characters, with which a passage could steer the terminal."""
-    return "".join(" " if letter.isspace() else "\ufffd" if unicodedata.category(letter) == "Cc" else letter for letter in text)
+    """Text without line breaks, and without what could steer the terminal: control characters, and those that turn the direction of what follows."""
+    return "".join(" " if letter.isspace() else "\ufffd" if unicodedata.category(letter) == "Cc" or letter in TURNS else letter for letter in text)
 
 
 def show(text: str) -> None:
-    """Print, with escapes for letters that standard output does not have: those of a passage or of a file's name."""
+    """Print, with escapes for letters that standard output does not have: of a passage or a file's name.  Raises InputError where it is closed."""
+    if sys.stdout is None:
+        raise InputError("Expected a standard output to print to, found it closed.")
     encoding = _encoding()
     print(text.encode(encoding, errors="backslashreplace").decode(encoding))
 
@@ -217,6 +221,12 @@ def _count(number: int, noun: str) -> str:
 
 def _stages(result: Result) -> dict[str, float]:
     return {"tokenise": result.timings.tokenise, "forward": result.timings.forward, "decode": result.timings.decode}
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise InputError("Expected a text on standard input, found it closed. Name a file in place of -.")
+    return sys.stdin.buffer.read()
 
 
 def _read_file(name: str) -> str:

@@ -68,6 +68,11 @@ def evaluation_windows(options: WindowOptions | None = None) -> WindowOptions:
     return replace(options, max_question_tokens=min(LONG_QUESTION, options.max_tokens - 8))
 
 
+def longest_window(tokenizer: Tokenizer, examples: Sequence[QAExample]) -> int:
+    """Tokens of the longest window in which the examples will be asked.  Raises DataError where one of them cannot be."""
+    return max(len(window) for _, encoded in _encoded(tokenizer, examples, evaluation_windows()) for window in encoded.windows)
+
+
 def judged(examples: Sequence[QAExample], no_answer: NoAnswer, say: Callable[[str], None]) -> list[QAExample]:
     """The examples that a gate on F1 may look at: a model that cannot say "no answer" is wrong on every unanswerable one, before and after, and those
     would only dilute what it loses.  Raises DataError where none is left.
@@ -149,8 +154,8 @@ def measure(
 def read_predictions(path: str) -> dict[str, str]:
     """A JSON object from question id to answer text.  Raises DataError naming the entry that is not."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = json.loads(Path(path).read_text(encoding="utf-8").removeprefix("\ufeff"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a JSON object of question id -> answer text: {error}.") from None
     if not isinstance(document, dict):
         raise DataError(f"{path}: expected a JSON object of question id -> answer text, found {type(document).__name__}.")
@@ -165,21 +170,28 @@ def _answered(
 ) -> Iterator[tuple[Sequence[QAExample], Encoded, SpanLogits, list[Result]]]:
     """Chunk by chunk: the examples, their windows, the logits (W, T) and the answers; tells rate and time left on standard error."""
     began = told = time.monotonic()
-    for at in range(0, len(examples), CHUNK):
-        chunk = examples[at : at + CHUNK]
-        try:
-            encoded = reader.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
-        except TextError as error:
-            raise DataError(f"One of the questions {chunk[0].id!r} to {chunk[-1].id!r} cannot be asked: {error}") from None
+    done = 0
+    for chunk, encoded in _encoded(reader.tokenizer, examples, window_options):
         logits = reader.forward(encoded)
         yield chunk, encoded, logits, reader.decode(encoded, logits, span_options)
-        now = time.monotonic()
+        done, now = done + len(chunk), time.monotonic()
         if progress and now - told > PROGRESS_SECONDS:
-            done = at + len(chunk)
             left = (now - began) / done * (len(examples) - done)
             rate = f"{done}/{len(examples)} questions, {done / (now - began):.1f} a second, {left / 60:.1f} min left"
             print(f"{reader.name} ({reader.info.engine} {reader.info.precision}): {rate}", file=sys.stderr, flush=True)
             told = now
+
+
+def _encoded(
+    tokenizer: Tokenizer, examples: Sequence[QAExample], window_options: WindowOptions | None
+) -> Iterator[tuple[Sequence[QAExample], Encoded]]:
+    for at in range(0, len(examples), CHUNK):
+        chunk = examples[at : at + CHUNK]
+        try:
+            encoded = tokenizer.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
+        except TextError as error:
+            raise DataError(f"One of the questions {chunk[0].id!r} to {chunk[-1].id!r} cannot be asked: {error}") from None
+        yield chunk, encoded
 
 
 def _gap(result: Result) -> float:

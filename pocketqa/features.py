@@ -61,13 +61,14 @@ class Tokenizer:
         self.vocabulary_hash = _behaviour_hash(self._fast)
         self.size = self._fast.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, requests: Sequence[Request], options: WindowOptions | None = None) -> Encoded:
+    def encode(self, requests: Iterable[Request], options: WindowOptions | None = None) -> Encoded:
         """Windows of all requests.  Raises TextError for empty or invalid text and OptionsError where a question leaves no room."""
         options = options or WindowOptions()
         began = time.perf_counter()
-        texts = [text for request in requests for text in (request.question, *request.contexts)]
+        requests = tuple(requests)  # they are gone through more than once
         for request in requests:
             _check_text(request)
+        texts = [text for request in requests for text in (request.question, *request.contexts)]
         encodings = iter(self._fast.encode_batch(texts, add_special_tokens=False))
         windows: list[Window] = []
         ranges = []
@@ -77,7 +78,7 @@ class Tokenizer:
             for s in range(len(request.contexts)):
                 windows += self._windows(question, next(encodings), options, r, s, len(request.contexts))
             ranges.append((first, len(windows)))
-        return Encoded(tuple(requests), tuple(windows), tuple(ranges), options, time.perf_counter() - began)
+        return Encoded(requests, tuple(windows), tuple(ranges), options, time.perf_counter() - began)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without special tokens."""
@@ -219,11 +220,15 @@ def _padded(length: int, lengths: Sequence[int] | None) -> int:
 
 
 def _check_text(request: Request) -> None:
+    if not isinstance(request.contexts, tuple | list):
+        raise TextError(f"Expected the passages of a Request in a tuple, found {type(request.contexts).__name__}. Write one passage as (passage,).")
     if not request.contexts:
         raise TextError("Expected at least one passage, found none.")
     named = [("question", request.question)]
     named += [("passage" if len(request.contexts) == 1 else f"passage {i + 1}", text) for i, text in enumerate(request.contexts)]
     for name, text in named:
+        if not isinstance(text, str):
+            raise TextError(f"Expected a text as the {name}, found {type(text).__name__}.")
         if not text.strip():
             raise TextError(f"The {name} is empty.")
         try:

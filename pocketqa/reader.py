@@ -5,15 +5,17 @@ The service puts a queue between the same three steps; evaluation and verificati
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pocketqa import spans
-from pocketqa.errors import TextError
+from pocketqa.errors import FolderError, TextError
 from pocketqa.features import Encoded, Tokenizer, make_batches
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes import open_runtime
@@ -24,7 +26,8 @@ BATCH_TOKENS = 4096  # rows x length of one forward; larger batches no longer ga
 
 
 class Reader:
-    """A tokenizer and a runtime that together answer questions.  Safe to share between threads.
+    """A tokenizer and a runtime that together answer questions.  Safe to share between threads, not between processes: it cannot be
+    pickled, so that each process opens its own.
 
     >>> reader = Reader.open("models/student")                          # doctest: +SKIP
     >>> reader.answer("Who built it?", "The mill was built by Ada.").best.text   # doctest: +SKIP
@@ -46,6 +49,10 @@ class Reader:
         Raises FolderError for an incomplete or damaged folder, EngineError for an engine that is not there.
         """
         model = ModelFolder(Path(folder))
+        try:
+            f"{folder} {os.path.realpath(folder)}".encode()  # the libraries that open its files know no other paths
+        except UnicodeEncodeError:
+            raise FolderError(f"Expected a path in UTF-8 to the model folder, found {os.path.realpath(folder)!a}. Rename what is not.") from None
         manifest = model.verify()
         runtime = open_runtime(model, engine=engine, precision=precision, threads=threads)
         return cls(Tokenizer(model.tokenizer), runtime, manifest.name, manifest.files[model.weights.name], manifest.no_answer)
@@ -55,7 +62,7 @@ class Reader:
         """Engine, version, precision and threads."""
         return self.runtime.info
 
-    def encode(self, requests: Sequence[Request], window_options: WindowOptions | None = None) -> Encoded:
+    def encode(self, requests: Iterable[Request], window_options: WindowOptions | None = None) -> Encoded:
         """Requests to windows."""
         return self.tokenizer.encode(requests, window_options)
 
@@ -84,14 +91,16 @@ class Reader:
         window_options: WindowOptions | None = None,
         span_options: SpanOptions | None = None,
     ) -> Result:
-        """Answer one question from one passage or a list of passages."""
-        contexts = (context,) if isinstance(context, str) else tuple(context)
+        """Answer one question from one passage or a list of passages.  Raises TextError for anything else."""
+        given: Any = context
+        contexts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else (given,)
         return self.answer_many([Request(question, contexts)], window_options=window_options, span_options=span_options)[0]
 
     def answer_many(
-        self, requests: Sequence[Request], *, window_options: WindowOptions | None = None, span_options: SpanOptions | None = None
+        self, requests: Iterable[Request], *, window_options: WindowOptions | None = None, span_options: SpanOptions | None = None
     ) -> list[Result]:
         """Answer several requests together.  Tokenise and forward times are those of the whole call, shared out by windows."""
+        requests = tuple(requests)
         if not requests:
             raise TextError("Expected at least one question, found none.")
         encoded = self.encode(requests, window_options)

@@ -112,7 +112,7 @@ SPLITS = ("squad-dev", "development", "training", "out-of-domain", "samples", "o
 PLACES = "Name a folder, or a file that ends in .json."
 
 _PATH = re.compile(r"(?<![\w.:/~+-])(?:~|/[\w.@+-]+|[A-Za-z]:\\[\w.-]+)(?:[/\\][\w.@+-]+)+")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,9 @@ class Settings:
     teacher: Path = _setting(MODELS / "teacher", _FOLDER, "folder of the teacher, with the student's vocabulary")  # noqa: RUF009
     engine: str = _setting("auto", _one_of("auto", *ENGINES), "inference engine")
     precision: str | None = _setting(
-        None, _one_of("fp32", "bf16", "int8"), "precision of the arithmetic; unset: int8 where the folder holds such a form and the engine is auto, else its own"
+        None,
+        _one_of("fp32", "bf16", "int8"),
+        "precision of the arithmetic; unset: int8 where the folder holds such a form and the engine is auto, else its own",
     )
     threads: int | None = _setting(None, _whole(1, 1024), "threads of one forward pass; unset: the usable cores, shared out to the workers")
     host: str = _setting("127.0.0.1", _HOST, "address to listen on")

@@ -1,8 +1,11 @@
-"""The output of a run that may be stopped at any moment, by kill -9 too, and goes on where it was when the same command is given again.
+"""The output of a run that may be stopped at any moment, by kill -9 too, and goes on when the same command is given again without --force.
 
 OUT.partial     finished blocks, and perhaps a piece of the next one
-OUT.run.json    what the run is made of, and how many blocks and bytes of OUT.partial count; replaced in one step after each block
+OUT.run.json    what the run is made of, and how many blocks and bytes of OUT.partial count; there before the first block, replaced in one step
+                after each
 OUT             put in place at the end, in one step; OUT.run.json stays beside it, so that the same command finds that all is done
+
+Where OUT is a symbolic link, all three are of the file that it points to.
 """
 
 from __future__ import annotations
@@ -45,15 +48,17 @@ class State:
 
 
 def places(path: Path) -> tuple[Path, Path, Path]:
-    """OUT itself, OUT.partial and OUT.run.json."""
+    """OUT itself, behind its links, OUT.partial and OUT.run.json."""
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     return path, path.parent / f"{path.name}.partial", path.parent / f"{path.name}.run.json"
 
 
 def check_places(path: Path, source: Path) -> None:
-    """Asked before anything is computed.  Raises DataError where a folder is in the way, or the input would be overwritten."""
-    for place in places(path):
-        if os.path.isdir(place):
-            raise DataError(f"Expected to write a file at {place}, found a folder. Name a file with --out.")
+    """Asked before anything is computed.  Raises DataError where a folder or a device is in the way, or the input would be overwritten."""
+    for place in (path, *places(path)):
+        if os.path.exists(place) and not os.path.isfile(place):
+            found = "a folder" if os.path.isdir(place) else "a pipe or a device"
+            raise DataError(f"Expected to write a file at {place}, found {found}. Name a file with --out.")
         with contextlib.suppress(OSError):  # one of them is not there
             if os.path.samefile(source, place):
                 raise DataError(f"Expected another file for the answers than {source} itself, which {place} is. Name another --out.")
@@ -67,16 +72,16 @@ class Output:
 
     def __init__(self, path: Path, run: Mapping[str, Any], force: bool = False) -> None:
         self.path, self.partial, self.record = places(path)
+        self._force = force
         try:
             self._file = self.partial.open("ab")
         except OSError as error:
-            raise DataError(f"Expected to write to {path}, but {self.partial} cannot be written: {error.strerror}.") from None
+            raise self._cannot_begin(self.partial, error) from None
         try:
             self._lock()
-            if force:
-                self.record.unlink(missing_ok=True)
             self.state = State(run) if force else self._begin(run)
             if not self.state.complete:
+                self._record()
                 self._file.truncate(self.state.bytes)
         except BaseException:
             self._file.close()
@@ -121,8 +126,20 @@ class Output:
             self._file.close()
         self.partial.replace(self.path)
 
+    def _record(self) -> None:
+        """Before the first block too: so the same command finds its own run, wherever it was stopped."""
+        try:
+            self._keep(self.state)
+        except OSError as error:
+            self._clear()
+            raise self._cannot_begin(self.record, error) from None
+
+    def _cannot_begin(self, place: Path, error: OSError) -> DataError:
+        return DataError(f"Expected to write to {self.path}, but {place} cannot be written: {error.strerror}.")
+
     def _not_written(self, error: OSError) -> DataError:
-        return DataError(f"{self.path} cannot be written any further: {error.strerror}. The same command goes on from here.")
+        command = "The same command without --force" if self._force else "The same command"
+        return DataError(f"{self.path} cannot be written any further: {error.strerror}. {command} goes on from here.")
 
     def _keep(self, state: State) -> None:
         write_atomic(self.record, json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n")
@@ -146,6 +163,8 @@ class Output:
             if self.path.exists() or self.partial.stat().st_size:
                 self._clear()
                 raise DataError(f"Expected nothing at {self.path}, found a file that no run is recorded for. Name another --out, or add --force.")
+            return State(run)
+        if not state.blocks and not self.path.exists():  # of whatever run: nothing of it would be lost
             return State(run)
         if differing := sorted(key for key in {*run, *state.run} if run.get(key) != state.run.get(key)):
             self._clear()

@@ -51,12 +51,19 @@ def over_ray(address: str) -> Answering:
         try:
             yield from _stream(job, blocks)
         except ray.exceptions.RayError as error:
-            said = str(error).strip().splitlines()[-1:]
-            raise EngineError(f"A worker of the Ray cluster failed: {''.join(said)} What is finished is kept; the same command goes on.") from error
+            kept = "What is finished is kept; the same command without --force goes on."
+            raise EngineError(f"A worker of the Ray cluster failed: {what_failed(str(error))} {kept}") from error
         finally:
             ray.shutdown()
 
     return answering
+
+
+def what_failed(trace: str) -> str:
+    """The message of our own exception out of the text of one of Ray's, behind which Ray's advice may stand; else its last line."""
+    lines = trace.strip().splitlines()
+    ours = [line.partition(": ")[2] for line in lines if line.startswith("pocketqa.errors.")]
+    return (ours or lines or [""])[-1]
 
 
 def _check_reachable(address: str) -> None:

@@ -30,7 +30,7 @@ log = logging.getLogger("pocketqa")
 
 def available_engines() -> tuple[str, ...]:
     """The engines whose packages are installed."""
-    return tuple(engine for engine, packages in ENGINES.items() if all(importlib.util.find_spec(package) for package in packages))
+    return tuple(engine for engine, packages in ENGINES.items() if all(map(_is_installed, packages)))
 
 
 def open_runtime(folder: ModelFolder, engine: str = AUTO, precision: str | None = None, threads: int | None = None) -> Runtime:
@@ -45,6 +45,11 @@ def open_runtime(folder: ModelFolder, engine: str = AUTO, precision: str | None 
     if engine == AUTO:
         return _open_auto(folder, precision, threads)
     return _open(folder, engine, precision, threads)
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a mere folder of that name in the working directory can be imported too, and has no origin
 
 
 def _check_options(engine: str, precision: str | None, threads: int | None) -> None:

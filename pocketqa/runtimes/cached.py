@@ -101,6 +101,9 @@ class CachedRuntime:
 
 
 def default_folder() -> Path:
-    """$XDG_CACHE_HOME/pocketqa, or its customary place."""
+    """$XDG_CACHE_HOME/pocketqa, or its customary place.  Raises FolderError where this user has no home."""
     base = os.environ.get("XDG_CACHE_HOME")  # the specification says that an empty or relative one is to be ignored
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "pocketqa" / "logits"
+    try:
+        return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "pocketqa" / "logits"
+    except RuntimeError:
+        raise FolderError("Expected a home folder to keep logits in, found none of this user. Name a folder with --cache DIR, or set HOME.") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketqa.errors import EngineError, IncompleteFolder
+from pocketqa.errors import EngineError, FolderError, IncompleteFolder
 from pocketqa.folders import ModelFolder
 from pocketqa.types import Batch
 
@@ -27,7 +27,7 @@ def graph_path(folder: ModelFolder) -> Iterator[Path]:
     its path is resolved.  Where the files themselves are links (the Hub's cache does that), they are put beside one another, as hard links where
     possible, until the session is made; it needs no path afterwards.
 
-    Raises IncompleteFolder and StaleGraph.
+    Raises IncompleteFolder and StaleGraph, and FolderError where there is no room to put them together.
     """
     if not folder.graph.is_file() or not folder.weights.is_file():
         raise IncompleteFolder(
@@ -39,10 +39,17 @@ def graph_path(folder: ModelFolder) -> Iterator[Path]:
     if (graph.parent, graph.name, weights.name) == (weights.parent, folder.graph.name, folder.weights.name):
         yield graph
         return
-    with tempfile.TemporaryDirectory(prefix="pocketqa-") as temporary:
-        for source, name in ((graph, folder.graph.name), (weights, folder.weights.name)):
-            _link_or_copy(source, Path(temporary).resolve() / name)
-        yield Path(temporary).resolve() / folder.graph.name
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pocketqa-"))).resolve()
+            for source, name in ((graph, folder.graph.name), (weights, folder.weights.name)):
+                _link_or_copy(source, temporary / name)
+        except OSError as error:
+            raise FolderError(
+                f"The files of {folder.path} are links, so that graph and weights must be put beside one another, but the folder for temporary files "
+                f"cannot take them: {error.strerror}. Set TMPDIR to a folder with room for {weights.stat().st_size:,} bytes."
+            ) from None
+        yield temporary / folder.graph.name
 
 
 def feed(batch: Batch, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:

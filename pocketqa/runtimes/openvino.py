@@ -50,6 +50,8 @@ def silent_openvino() -> Any:
     finally:
         if hide:
             del sys.modules[TELEMETRY]
+    if getattr(openvino, "__file__", None) is None:  # a mere folder of that name in the working directory
+        raise MissingExtra("openvino", "openvino", "The engine 'openvino'")
     return openvino
 
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -168,6 +171,14 @@ def test_excerpt_is_one_short_line(ask, capsys):
     assert "\x1b" not in line and "\x07" not in line and len(line) < 2 * answer.EXCERPT_CHARACTERS + 12
 
 
+@pytest.mark.parametrize("steering", ["\x1b[2J", "\u202e", "\u2066"])
+def test_neither_passages_nor_names_steer_the_terminal(ask, tmp_path, capsys, steering):
+    (tmp_path / f"a{steering}.txt").write_text(f"by Ada{steering} in", encoding="utf-8")
+    ask("--context-file", f"a{steering}.txt")
+    said = capsys.readouterr().out
+    assert steering not in said and f"a\ufffd{steering[1:]}.txt, characters 3 to 6" in said and f"by «Ada»\ufffd{steering[1:]} in" in said
+
+
 def test_a_terminal_without_the_letters(ask, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
@@ -196,6 +207,22 @@ def test_the_whole_command_on_a_packaged_folder(tmp_path, capfd, engine):
     assert capfd.readouterr().out.startswith(f"1. {answer.one_line(best.text)}\n")
     assert command([*words[:-2], "--engine", engine, "--context-file", "absent.txt"]) == 2
     assert "absent.txt, but it cannot be read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ("--context Ada >&-", "Expected a standard output to print to, found it closed."),
+        ("--context-file - <&-", "Expected a text on standard input, found it closed. Name a file in place of -."),
+        ("--context Ada --json >/dev/full", "standard output cannot be written: No space left on device."),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_are_closed_or_full(way, says, unbuffered):
+    words = [sys.executable, "-m", "pocketqa", "answer", "--question", QUESTION, "--model", str(model_folder("distilbert"))]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", f"{shlex.join(words)} {way}"], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"pocketqa answer: {says}\n")
 
 
 def test_help_has_examples(capsys):

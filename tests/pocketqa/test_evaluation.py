@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pocketqa import evaluation, metrics, squad
-from pocketqa.errors import DataError, EngineError
-from pocketqa.evaluation import Measured, evaluation_windows, measure, predict
+from pocketqa.errors import DataError, EngineError, FolderError
+from pocketqa.evaluation import Measured, evaluation_windows, measure, predict, read_predictions
 from pocketqa.reader import Reader
 from pocketqa.runtimes.cached import CachedRuntime, default_folder
 from pocketqa.types import Batch, NoAnswer, QAExample, Request, RuntimeInfo, SpanLogits, SpanOptions, WindowOptions
@@ -102,6 +102,15 @@ def test_progress_tells_rate_and_time_left(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" questions")[0] for line in lines] == [f"little (hash fp32): {done}/12" for done in (4, 8, 12)]
     assert "a second, 0.0 min left" in lines[-1]
+
+
+def test_predictions_as_other_programs_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_bytes(b'\xef\xbb\xbf{"1": "Ada"}')
+    assert read_predictions(str(path)) == {"1": "Ada"}
+    path.write_text("[" * 200_000)
+    with pytest.raises(DataError, match="expected a JSON object of question id -> answer text"):
+        read_predictions(str(path))
 
 
 # ---- kept logits
@@ -202,6 +211,16 @@ def test_the_default_folder_follows_the_specification(tmp_path: Path, monkeypatc
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert default_folder() == Path.home() / ".cache" / "pocketqa" / "logits"
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: str) -> str:
+        return path  # as for a number of user that no account has
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", homeless)
+    with pytest.raises(FolderError, match="--cache DIR, or set HOME"):
+        default_folder()
 
 
 def test_a_pointing_runtime_scores_what_it_points_at(tmp_path: Path) -> None:

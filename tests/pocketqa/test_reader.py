@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pocketqa import Reader, spans
-from pocketqa.errors import OptionsError, TextError
+from pocketqa.errors import FolderError, OptionsError, TextError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes import open_runtime
@@ -95,6 +95,49 @@ def test_nothing_to_answer(tokenizer):
         reader.answer("who?", [])
     with pytest.raises(OptionsError, match="not trained"):
         reader.answer("who?", TEXT, span_options=SpanOptions(no_answer=True))
+
+
+def test_requests_may_come_one_by_one(tokenizer):
+    reader = Reader(tokenizer, little.HashRuntime())
+    assert plain(reader.answer_many(request for request in REQUESTS)) == plain(reader.answer_many(REQUESTS))
+    assert reader.encode(iter(REQUESTS)).requests == tuple(REQUESTS)
+    with pytest.raises(TextError, match="at least one question"):
+        reader.answer_many(iter([]))
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "says"),
+    [
+        (None, "Ada", "a text as the question, found NoneType"),
+        (b"who?", "Ada", "a text as the question, found bytes"),
+        ("who?", None, "a text as the passage, found NoneType"),
+        ("who?", b"Ada", "a text as the passage, found bytes"),
+        ("who?", 7, "a text as the passage, found int"),
+        ("who?", ["Ada", 7], "a text as the passage 2, found int"),
+    ],
+)
+def test_what_is_no_text_is_refused(tokenizer, question, context, says):
+    with pytest.raises(TextError, match=f"Expected {says}"):
+        Reader(tokenizer, little.HashRuntime()).answer(question, context)
+
+
+@pytest.mark.parametrize("contexts", ["Ada", None, 7])
+def test_one_text_is_not_taken_for_a_passage_of_each_letter(tokenizer, contexts):
+    with pytest.raises(TextError, match=rf"in a tuple, found {type(contexts).__name__}\. .*\(passage,\)"):
+        Reader(tokenizer, little.HashRuntime()).answer_many([Request("who?", contexts)])
+
+
+def test_a_path_that_is_not_utf8_is_told_as_such(tmp_path, monkeypatch):
+    folder = tmp_path / "m\udce9d"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for name in ("m\udce9d", "link"):
+        with pytest.raises(FolderError, match=r"path in UTF-8 to the model folder, found .*m\\udce9d"):
+            Reader.open(name)
 
 
 def test_sixteen_threads_with_settings_of_their_own(tokenizer):

@@ -266,6 +266,10 @@ def test_refuses_paths_of_the_machine(tmp_path):
     runs.write(replace(run, results={**run.results, **allowed}), tmp_path)
 
 
+def test_no_part_of_a_password_is_kept():
+    assert runs.command_line(["--url=https://user:p@ss@host/x@y"]) == "--url=https://host/x@y"
+
+
 def test_command_line_names_files_not_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from pocketqa import Reader, runtimes
-from pocketqa.errors import CorruptFolder, EngineError, IncompleteFolder, MissingExtra, OptionsError, StaleGraph
+from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, MissingExtra, OptionsError, StaleGraph
 from pocketqa.folders import ModelFolder
 from pocketqa.runtimes import available_engines, open_runtime, openvino, usable_cores
 from pocketqa.runtimes.pytorch import PyTorchRuntime
@@ -102,6 +103,17 @@ def test_a_folder_works_wherever_it_is(engine, tmp_path, monkeypatch):
         folder.verify()
         found = open_runtime(folder, engine, precision="fp32").forward(batch)
         assert largest_difference(expected, found, batch) < 1e-6, place
+
+
+def test_no_room_to_put_linked_files_together(tmp_path, monkeypatch):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for number, path in enumerate(model_folder("bert").iterdir()):
+        shutil.copyfile(path, tmp_path / "blobs" / str(number))
+        (tmp_path / "snapshot" / path.name).symlink_to(tmp_path / "blobs" / str(number))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(FolderError, match=r"No such file or directory\. Set TMPDIR to a folder with room for [\d,]+ bytes"):
+        open_runtime(ModelFolder(tmp_path / "snapshot"), "onnxruntime")
 
 
 @pytest.mark.parametrize("engine", GRAPH_ENGINES)
@@ -275,6 +287,18 @@ def test_without_openvino_the_extra_is_named(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "pocketqa"):
         assert open_runtime(folder).info.engine == "onnxruntime"
     assert "'openvino' is not installed" in caplog.text
+    with pytest.raises(MissingExtra, match=r"pocketqa\[openvino\]"):
+        openvino.silent_openvino()
+
+
+def test_a_folder_of_an_engines_name_is_no_engine(tmp_path, monkeypatch):
+    """In the working directory it can be imported, as a package without files."""
+    (tmp_path / "openvino").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    del sys.modules["openvino"]  # and back, or away, after the test
+    openvino.silent_openvino.cache_clear()
+    assert "openvino" not in available_engines()
     with pytest.raises(MissingExtra, match=r"pocketqa\[openvino\]"):
         openvino.silent_openvino()
 

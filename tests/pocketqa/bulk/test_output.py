@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -98,6 +99,32 @@ def test_another_run_is_not_gone_on_with(out):
     assert out.read_text() == "new\n"
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_is_stopped_in_its_first_block(out, force):
+    if force:
+        out.write_text("of an earlier run, which --force was to replace")
+    with Output(out, RUN, force) as output:
+        pass
+    with output.partial.open("ab") as file:
+        file.write(b"half of a li")
+    if force:
+        with pytest.raises(DataError, match="another engine"):
+            Output(out, RUN | {"engine": "other"})
+    with Output(out, RUN) as output:
+        assert output.state.blocks == 0
+        output.append(block("1\n"), 1)
+        output.finish()
+    assert out.read_text() == "1\n"
+
+
+def test_a_run_without_a_block_is_in_nobodys_way(out):
+    with Output(out, RUN):
+        pass
+    with Output(out, RUN | {"engine": "other"}) as output:
+        output.finish()
+    assert json.loads(output.record.read_text())["run"]["engine"] == "other"
+
+
 def test_somebody_elses_file_is_left_alone(out):
     out.write_text("precious")
     with pytest.raises(DataError, match="no run is recorded for"):
@@ -126,6 +153,30 @@ def test_a_second_process_is_kept_out(out):
         assert output.partial.read_text() == "1\n"
     with Output(out, RUN):
         pass
+
+
+def test_a_forced_run_goes_on_without_force(out):
+    with pytest.raises(DataError, match="The same command without --force goes on from here"), Output(out, RUN, force=True) as output:
+        out.mkdir()
+        output.finish()
+
+
+def test_a_link_stays_and_its_file_is_written(out, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    out.symlink_to(tmp_path / "elsewhere" / "answers")
+    with Output(out, RUN) as output:
+        output.append(block("1\n"), 1)
+        output.finish()
+    assert out.is_symlink() and out.read_text() == "1\n"
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["answers", "answers.run.json"]
+    with Output(out, RUN) as again:
+        assert again.state.complete
+
+
+def test_a_name_too_long_for_what_stands_beside_it_fails_at_the_start(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be written: File name too long"):
+        Output(tmp_path / ("x" * 245), RUN)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_is_told_and_the_same_command_goes_on(out):
@@ -188,6 +239,11 @@ def test_places_are_looked_at_before_anything_is_computed(out, tmp_path, monkeyp
             with pytest.raises(DataError, match=f"another file for the answers than {source} itself, which .*{name} is"):
                 check_places(out, source)
             (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for place in (tmp_path / "pipe", Path(os.devnull), tmp_path / "null"):
+        with pytest.raises(DataError, match=f"Expected to write a file at {place}, found a pipe or a device"):
+            check_places(place, source)
     monkeypatch.chdir(tmp_path)
     for place in ("", ".", "..", "/"):
         with pytest.raises(DataError, match="found a folder"):

@@ -17,6 +17,7 @@ from pocketqa import answer
 from pocketqa.__main__ import main as command
 from pocketqa.bulk import blocks, run
 from pocketqa.bulk.blocks import BLOCK_LINES
+from pocketqa.bulk.ray_data import what_failed
 from pocketqa.errors import DataError, EngineError, OptionsError
 from pocketqa.reader import Reader
 from pocketqa.types import RuntimeInfo, SpanOptions
@@ -203,6 +204,12 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capfd, address):
     assert command(words(samples(tmp_path / "in.jsonl", 6), tmp_path / "out", "--ray", address)) == 2
     said = capfd.readouterr().err
     assert f"Expected a Ray cluster at {address}, found none: " in said and "ray start --head" in said
+
+
+def test_what_a_worker_says_is_told_and_not_what_ray_advises():
+    trace = "Worker (pid=1)\n  File x\npocketqa.errors.DataError: Expected 3 lines, found: others.\n\nTo change retries, read on."
+    assert what_failed(trace) == "Expected 3 lines, found: others."
+    assert what_failed("The actor died.\nOut of memory.\n") == "Out of memory." and what_failed("") == ""
 
 
 def test_another_model_than_the_run_began_with_is_refused(tmp_path):
