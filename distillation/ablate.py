@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -29,6 +30,7 @@ from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
 from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words
+from pocketqa import squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.reporting.training_tables import ablation_lines
@@ -38,36 +40,17 @@ DEFAULT_TOKENS = 2_000_000
 WORDS = {"student": "cut out of the teacher"}  # what is said of a verb in the plan
 
 
-def _distill(argv: list[str]) -> int:
-    from distillation import distill  # here, as below: torch takes seconds to load, and --help needs none of it
-
-    return distill.main(argv)
-
-
-def _student(argv: list[str]) -> int:
-    from distillation import student
-
-    return student.main(argv)
-
-
-def _finetune(argv: list[str]) -> int:
-    from distillation import finetune
-
-    return finetune.main(argv)
-
-
-def _evaluate(argv: list[str]) -> int:
-    from distillation import evaluate
-
-    return evaluate.main(argv)
+def _verb(module: str) -> Callable[[list[str]], int]:
+    """The verb of a module, which is loaded when it runs, since torch takes seconds and --help needs none of it."""
+    return lambda argv: int(importlib.import_module(module).main(argv))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "student": _student,
-    "distill": _distill,
-    "finetune": _finetune,
-    "evaluate": _evaluate,
-    "final": _evaluate,
+    "student": _verb("distillation.student"),
+    "distill": _verb("distillation.distill"),
+    "finetune": _verb("distillation.finetune"),
+    "evaluate": _verb("distillation.evaluate"),
+    "final": _verb("distillation.evaluate"),
 }
 
 
@@ -97,9 +80,12 @@ def main(argv: list[str]) -> int:
     )
     check_owned([word for row in rows for word in row.flags])
     check_owned([*common.distill_flags, *common.finetune_flags], OWNED_OF_ALL)
+    _check_sources(common)
     maps = ablation_cost.layer_maps(common)
     plan = make_plan(rows, given.seeds, common, maps, left_out)
     _check_words(plan)
+    for work in plan.works:
+        work.check()
     _say_plan(plan, given.seeds)
     if given.dry_run:
         ablation_cost.say_times(plan, common, maps, _say)
@@ -127,9 +113,23 @@ def _check_words(plan: Plan) -> None:
     check_words(plan.works, {"distill": distill._parse, "finetune": finetune._parse, "evaluate": scored, "final": scored})
 
 
+def _check_sources(common: Common) -> None:
+    """Read what works will read hours from now, when a mistyped path would pass for a name on the Hub.  Raises DataError or EngineError."""
+    from distillation.models import modeling
+    from distillation.questions.data import DataSource
+
+    for text in common.data:
+        squad.load(DataSource.parse(text).path, split="train")
+    for file in (common.dev, common.final):
+        if file:
+            squad.load(file)
+    for model in (common.reader, common.base):
+        if model:
+            modeling.load_config(model)
+
+
 def _do(work: Work, place: str) -> int:
     """Run one work unless it is finished; its exit status, not 0 where it was stopped or failed."""
-    work.check()
     part = f", stage {work.stage + 1} of {len(work.row.stages)}" if work.verb == "finetune" and work.row.stages else ""
     title = f"[{place}] {work.verb} {work.row.name}{part}, seed {work.seed}"
     if work.done:

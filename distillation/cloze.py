@@ -26,6 +26,7 @@ from pocketqa.errors import DataError
 from pocketqa.types import JSON
 from pocketqa.writes import write_atomic
 
+LONGEST_TEXT = 1_000_000  # letters of a text that are held at once; a longer one is cut between paragraphs
 SPARE = 2  # passages drawn for each question that is wanted: not every one repeats something
 
 
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
             "Expected --limit and --max-words of at least 1 and --out to end with .json or .json.gz, "
             f"found {given.limit}, {given.max_words} and {given.out.name}."
         )
+    if not given.out.absolute().parent.is_dir():
+        raise DataError(f"Expected a folder at {given.out.absolute().parent} to write {given.out.name} in, found none. Make it first.")
     draw = random.Random(given.seed)
     read, kept = drawn(_passages(find_sources(given.corpus), given.max_words, _silent if given.json else _say), SPARE * given.limit, draw)
     paragraphs = list(_questions(kept, given.limit, draw))
@@ -76,14 +79,17 @@ def _passages(sources: Sequence[Source], max_words: int, say: Callable[[str], No
     made = 0
     for source in sources:
         paragraphs: list[str] = []
+        letters = 0
         for line, read in source.lines():
             if line:
                 paragraphs.append(line)
+                letters += len(line)
+            if line and letters < LONGEST_TEXT:
                 continue
             for passage in passages(" ".join(paragraphs), max_words):
                 made += 1
                 yield passage
-            paragraphs = []
+            paragraphs, letters = [], 0
             progress.say(read, made)
         progress.done += source.size
 

@@ -111,7 +111,7 @@ def _no_answer(
         raise OptionsError("Expected articles of several paragraphs with --wrong-paragraphs, found none: there is no wrong paragraph to ask.")
     margins = predict(reader, wrong, window_options, span_options, progress=True).margins
     threshold = reader.no_answer.threshold if reader.no_answer.trained else None
-    return refusals(right.margins, f1, _groups(examples), margins, threshold)
+    return refusals(right.margins, f1, squad.groups_of(examples), margins, threshold)
 
 
 def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
@@ -180,7 +180,7 @@ def _write_run(
     no_answer: JSON | None,
 ) -> str:
     exact, overlap, scores = scored
-    results = evaluation_results(scores, exact, overlap, [e.id for e in examples], groups=_groups(examples))
+    results = evaluation_results(scores, exact, overlap, [e.id for e in examples], groups=squad.groups_of(examples))
     results |= {
         "contexts": "articles" if given.whole_articles else "paragraphs",
         "no_answer": no_answer,
@@ -198,7 +198,7 @@ def _write_run(
 
 
 def _intervals(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Sequence[QAExample]) -> JSON:
-    found = {name: mean_interval(values, _groups(examples)).scaled(100) for name, values in (("f1", f1), ("exact_match", exact))}
+    found = {name: mean_interval(values, squad.groups_of(examples)).scaled(100) for name, values in (("f1", f1), ("exact_match", exact))}
     return {f"{name}_interval": [round(one.low, 2), round(one.high, 2)] for name, one in found.items()}
 
 
@@ -211,11 +211,6 @@ def _by_answerability(exact: NDArray[np.float64], f1: NDArray[np.float64], examp
 
 def _numbers(part: Scores) -> JSON:
     return {"exact_match": part.exact_match, "f1": part.f1, "count": part.count}
-
-
-def _groups(examples: Sequence[QAExample]) -> list[str]:
-    """What intervals resample: articles, or passages where articles have no title (where there is one alone, they resample questions)."""
-    return [example.title or example.context for example in examples]
 
 
 def _print(scores: Scores, by_answerability: Mapping[str, Scores], extra: Mapping[str, object], as_json: bool) -> None:
@@ -234,7 +229,7 @@ def _print(scores: Scores, by_answerability: Mapping[str, Scores], extra: Mappin
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("pocketqa evaluate", __doc__)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="packaged folder or trained checkpoint")
-    parser.add_argument("--data", required=True, metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub name")
+    parser.add_argument("--data", required=True, metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub NAME[:SPLIT]")
     parser.add_argument("--predictions", metavar="FILE", help="score this JSON file of id -> text in place of a model")
     parser.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")

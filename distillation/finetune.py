@@ -50,11 +50,12 @@ from distillation.questions.question_losses import loss_function, teachers_of
 from distillation.text.corpus import plan_size
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import grown_from, model_key, weights_hash
-from distillation.training.loop import LoopResult, Step, run
+from distillation.training.loop import LoopResult, Step, check, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa import squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError, TrainingError
+from pocketqa.evaluation import longest_window
 from pocketqa.features import Tokenizer
 from pocketqa.reader import Reader
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
@@ -86,8 +87,6 @@ def main(argv: list[str]) -> int:
 
         return classify.main(argv)
     job = _parse(argv)
-    if job.dev and not any(example.answers for example in squad.load(job.dev)):
-        raise DataError(f"{job.dev}: expected answerable questions to choose a threshold on, found none. Name another development split.")
     out, name = job.stage.out, job.stage.name
     following = f"pocketqa evaluate {out} --data dev-v1.1.json    or    pocketqa package {out} --out models/{name}"
     return carry_out(job.stage, lambda: finetune(job), lambda summary: _training_run(job, summary, argv), following)
@@ -102,11 +101,14 @@ def finetune(job: Job) -> JSON:
     trained = Trained(model, transfer, _trains_head(job))
     tokenizer = Tokenizer(job.stage.begin(job.model) / "tokenizer.json")
     _check_fit(tokenizer, model, job)
+    if job.dev:
+        _check_development(tokenizer, model, job.dev, job.dev_limit)
     counts, windows = _windows(job, tokenizer)
     if not windows:
         raise TrainingError("The data give no training window: every question is longer than --max-question-tokens. Raise it or name other data.")
     plan = make_plan(windows, recipe)
     _say_plan(job, trained, windows, plan)
+    check(recipe, job.stage.keeping, bool(job.dev and trained.headed), plan)
     running, cached = teachers_of(job.teachers, job.cache, windows, tokenizer.pad_id, recipe)
 
     def make_batch(indices: Sequence[int], step: int) -> TrainingBatch:
@@ -117,7 +119,8 @@ def finetune(job: Job) -> JSON:
 
     loss_of = loss_function(trained, running, recipe, distilled=bool(job.teachers))
     scored = score if job.dev and trained.headed else None
-    kept = dataclasses.replace(job.stage.keeping, parent=weights_hash(job.model), seed=recipe.seed, no_answer=NoAnswer(_refuses(counts)))
+    facts: JSON = {"parent": weights_hash(job.model), "grown": grown_from(job.model), "seed": recipe.seed, "no_answer": NoAnswer(_refuses(counts))}
+    kept = dataclasses.replace(job.stage.keeping, **facts)
     result = run(trained, plan, make_batch, loss_of, recipe, kept, _identity(job, tokenizer), score=scored, say=processes.say)
     summary = _summary(job, model, counts, result, windows)
     if processes.is_main():
@@ -156,6 +159,16 @@ def _check_fit(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
             f"Windows of --max-tokens {job.recipe.max_tokens} are padded to {padded(job.recipe.max_tokens)}, and {job.model} has "
             f"{model.config.max_position_embeddings} positions. Lower --max-tokens."
         )
+
+
+def _check_development(tokenizer: Tokenizer, model: PreTrainedModel, dev: str, limit: int | None) -> None:
+    """Cut the development split into windows as scoring will, hours from now.  Raises DataError or TrainingError for what it could not score."""
+    examples = [example for example in squad.load(dev, limit, DEVELOPMENT_SEED) if example.answers]
+    if not examples:
+        raise DataError(f"{dev}: expected answerable questions to choose a threshold on, found none. Name another development split.")
+    longest = longest_window(tokenizer, examples)
+    if longest > (positions := model.config.max_position_embeddings):
+        raise TrainingError(f"{dev} is scored in windows of up to {longest} tokens, and the model has {positions} positions. Leave --dev out.")
 
 
 def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingWindow]]:
@@ -289,7 +302,13 @@ def _parse(argv: list[str]) -> Job:
     parser = verb_parser("pocketqa finetune", __doc__)
     words = "folder or Hub name of a BERT, DistilBERT or MobileBERT, with or without a question-answering head"
     parser.add_argument("model", help=words)
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE[@SHARE]", help="SQuAD-format files (.json, .gz, .bz2, .xz) or Hub names")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE[@SHARE]",
+        help="SQuAD-format files (.json, .gz, .bz2, .xz) or Hub NAME[:SPLIT] (default: train)",
+    )
     words = "fine-tuned reader with the same vocabulary to learn from; of several, the mean of their probabilities is learnt"
     parser.add_argument("--teacher", nargs="+", default=[], metavar="MODEL", help=words)
     words = "questions for a teacher's soft targets alone: their answers, if they have any, are not looked at"

@@ -21,7 +21,6 @@ from transformers import BertForQuestionAnswering
 
 from distillation.models import modeling
 from distillation.models.students import inverted_bottleneck, parameters_of
-from distillation.text import lm
 from distillation.training.checkpoints import save_start
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import TrainingError
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _inverted(given: argparse.Namespace) -> int:
-    config = lm.load_config(given.base)
+    config = modeling.load_config(given.base)
     inner, hidden, heads = given.inverted_bottleneck, given.hidden or given.inverted_bottleneck // 2, given.heads or config.num_attention_heads
     model = inverted_bottleneck(config, given.layers, inner, hidden, heads)
     step = {"step": "inverted-bottleneck", "layers": given.layers, "inner": inner, "hidden": hidden, "heads": heads, "seed": given.seed}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from distillation.models import modeling
 from distillation.models.modeling import dropout_rates
 from distillation.models.students import parameters_of
 from distillation.text import lm, mlm
@@ -85,7 +86,7 @@ def pretrain(job: Job) -> JSON:
         make_batch,
         mlm.loss_function(model),
         recipe,
-        dataclasses.replace(stage.keeping, parent=parent, seed=recipe.seed),
+        dataclasses.replace(stage.keeping, parent=parent, grown=_grown(job), seed=recipe.seed),
         _identity(job, corpus),
         score=score if len(apart) else None,
         say=processes.say,
@@ -100,7 +101,7 @@ def pretrain(job: Job) -> JSON:
 
 def _start(job: Job) -> tuple[PreTrainedModel, bool]:
     """The model to train, and whether its language head is new."""
-    config = lm.load_config(job.model)
+    config = modeling.load_config(job.model)
     model, missing = lm.load_or_start(job.model, **dropout_rates(config.model_type, job.recipe.dropout, job.recipe.attention_dropout))
     if job.layers is not None and job.layers != config.num_hidden_layers:
         model = lm.grow_language_model(model, job.layers, job.insert)
@@ -117,15 +118,20 @@ def _identity(job: Job, corpus: Corpus) -> str:
     return text_identity(job.recipe, corpus, model_key(job.model), job.layers, job.insert)
 
 
+def _grown(job: Job) -> JSON | None:
+    """How the model was grown, here or before."""
+    shallow = modeling.load_config(job.model).num_hidden_layers
+    if job.layers in (None, shallow):
+        return grown_from(job.model)
+    return {"from_layers": shallow, "layers": job.layers, "insert": job.insert}
+
+
 def _summary(job: Job, model: PreTrainedModel, corpus: Corpus, plan: Sequence[Step], result: LoopResult, development: mlm.Development | None) -> JSON:
-    grown = grown_from(job.model)
-    if job.layers is not None and job.layers != lm.load_config(job.model).num_hidden_layers:
-        grown = {"from_layers": lm.load_config(job.model).num_hidden_layers, "layers": job.layers, "insert": job.insert}
     return {
         "step": "pretrain",
         "name": job.stage.name,
         "start": weights_hash(job.model),
-        "grown": grown,
+        "grown": _grown(job),
         **text_summary(model, corpus, job.recipe, plan, result),
         "development": development.to_json() if development else None,
     }

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from distillation.models import modeling
 from distillation.models.modeling import dropout_rates
 from distillation.speed_ways import EVERYWHERE, WATERFALL, Task, Way, batches
 from distillation.text import lm
@@ -221,7 +222,7 @@ def lines(results: JSON) -> list[str]:
 
 def _model(source: str, recipe: PretrainRecipe) -> PreTrainedModel:
     torch.manual_seed(recipe.seed)
-    return lm.load_or_start(source, **dropout_rates(lm.load_config(source).model_type, recipe.dropout, recipe.attention_dropout))[0]
+    return lm.load_or_start(source, **dropout_rates(modeling.load_config(source).model_type, recipe.dropout, recipe.attention_dropout))[0]
 
 
 def _move(task: Task, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distillation.knowledge import losses
+from distillation.models import modeling
 from distillation.text import lm
 from distillation.text.corpus import Corpus, plan_steps
 from distillation.text.masking import MaskedBatch, masked_batch
@@ -111,7 +112,7 @@ def encoder_operations(model: PreTrainedModel, rows: int, longest: int) -> float
     """Multiplications and additions over 2 of an encoder: T (4 H^2 + 2 H I) of weights and 2 T^2 H of attention, for each row and layer."""
     config = model.config
     width = int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or config.hidden_dim)  # BERT's name, DistilBERT's
+    inner = modeling.inner_size(config)
     return float(config.num_hidden_layers) * rows * longest * (4 * width**2 + 2 * width * inner + 2 * longest * width)
 
 

@@ -37,18 +37,20 @@ TITLES = {
     "training": "Training data",
     "other": "Other data",
 }
-ROUNDS = "Intervals of rates and ratios draw whole rounds; those of fewer than 20 rounds are too narrow."
+ROUNDS = "Intervals of rates draw whole rounds, those of times draw questions; where either are fewer than 20, they are too narrow."
 NOTES = {
-    "SQuAD v1.1 dev": "How good the models are. Measured for publication only; nothing is chosen by it. For scale: of hidden size 768, and trained "
-    "on all 87,599 questions of SQuAD, BERT-base has F1 88.5, DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
-    "Development split": "Questions that no training of this project used, of articles that are not in SQuAD dev; the base they start from has seen "
-    "such questions beside their passages. Everything that is chosen is chosen here.",
+    "SQuAD v1.1 dev": "How good the models are. Measured for publication; nothing was chosen by it but one rule, of which Experiments tells: how "
+    "windows of long passages are compared. For scale: of hidden size 768, and trained on all 87,599 questions of SQuAD, BERT-base has F1 88.5, "
+    "DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
+    "Development split": "Questions kept out of training, of articles that are not in SQuAD dev. Six of the 3,400 stand in another source of "
+    "questions as well, which is worth at most 0.2 points; the base that all start from has seen such questions beside their passages. What is "
+    "chosen is chosen here.",
     "Compression": "How few bits each weight of an exported model needs.",
     "Training": "Trainings whose weights ship, or whose figures stand on this page. Weights are named as training left them; packaging rounds them "
     "to float16, so that packaged models have other digits.",
     "Classification": "What distillation keeps of other tasks than answering questions.",
-    "Ablation": "What each part of distillation is worth. The models compared here are made for it, from a base without questions; they are not the "
-    "bundled pair.",
+    "Ablation": "What each part of distillation is worth. The models compared here are made for it, from a base that was not trained to answer; they "
+    "are not the bundled pair.",
     "Experiments": "What was tried to make the models better, and what came of it.",
     "Training speed": "Tokens a second of this project's training and of a plain one done well, in turns on one machine.",
     "Latency": "What one question takes, asked alone, by the rules of MLPerf Mobile's single stream.",

@@ -78,9 +78,11 @@ def judge(results: JSON, bar: JSON) -> JSON | None:
 
 
 def verdict(row: JSON, least: float) -> str:
-    """Whether a bar is reached: by the whole interval, by the value alone, or not; a single round shows neither."""
+    """Whether a bar is reached or missed: by the whole interval, or by the value alone; a single round shows neither."""
     if row.get("alone"):
         return "not shown: one round has no interval"
     if row["low"] >= least:
         return "reached"
-    return "reached, the interval reaches below" if row["value"] >= least else "missed"
+    if row["value"] >= least:
+        return "reached, the interval reaches below"
+    return "missed, the interval reaches above" if row["high"] >= least else "missed"

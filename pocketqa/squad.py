@@ -12,7 +12,9 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,18 @@ import numpy as np
 from pocketqa.errors import DataError, MissingExtra
 from pocketqa.types import GoldAnswer, QAExample
 
+LONGEST_ARTICLE = 200_000  # letters; the longest article of SQuAD has about half of them
+
 _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 
 
-def load(source: str | Path, limit: int | None = None, seed: int = 0) -> list[QAExample]:
+def load(source: str | Path, limit: int | None = None, seed: int = 0, split: str = "validation") -> list[QAExample]:
     """Read every question of a file (.json, optionally .gz, .bz2, .xz) or of a Hub data set ("squad", "owner/name", "squad_v2:train").
 
+    split: of a Hub data set whose name says none.
     limit: keep a seeded sample of so many questions, spread over the whole file and left in its order.
     A question without answers is unanswerable, whether the file says `is_impossible` or not.
+    A title that passages of more than LONGEST_ARTICLE letters share is no article's ("title unknown"): it is left out.
     Raises DataError naming file and record.
     """
     if limit is not None and limit < 1:
@@ -43,8 +49,9 @@ def load(source: str | Path, limit: int | None = None, seed: int = 0) -> list[QA
     elif is_path:
         raise DataError(f"Expected a SQuAD-format file at {source}, found {found}.")
     else:
-        examples = list(_from_hub(str(source)))
+        examples = list(_from_hub(str(source), split))
     _refuse_duplicates(examples, str(source))
+    examples = _without_shared_titles(examples)
     if limit is not None and limit < len(examples):
         keep = np.sort(np.random.default_rng(seed).permutation(len(examples))[:limit])
         examples = [examples[i] for i in keep]
@@ -57,12 +64,17 @@ def source_hash(source: str | Path) -> str:
     return hashlib.sha256(path.read_bytes() if path.is_file() else str(source).encode()).hexdigest()
 
 
+def groups_of(examples: Sequence[QAExample]) -> list[str]:
+    """What intervals resample: the article of each example, or its passage where nothing tells the article."""
+    return [example.title or example.context for example in examples]
+
+
 def parse(document: object, name: str = "document") -> list[QAExample]:
     """QAExamples of a SQuAD document already read from JSON; `name` stands in error messages."""
     examples = []
     for a, article in _items(_get(document, "data", name), f"{name}: data"):
         where_article = f"{name}: data[{a}]"
-        title = str(article.get("title", ""))
+        title = str(article.get("title") or "")
         for p, paragraph in _items(_get(article, "paragraphs", where_article), f"{where_article}.paragraphs"):
             where = f"{where_article}.paragraphs[{p}]"
             context = _text(paragraph, "context", where)
@@ -104,9 +116,9 @@ def _answer(item: dict[str, Any], context: str, where: str) -> GoldAnswer:
 def _read_json(path: Path) -> object:
     try:
         data = path.read_bytes()
-        if path.suffix in _DECOMPRESSORS:
-            data = _DECOMPRESSORS[path.suffix](data)
-        return json.loads(data.decode("utf-8-sig"))
+        if (suffix := path.suffix.lower()) in _DECOMPRESSORS:
+            data = _DECOMPRESSORS[suffix](data)
+        return json.loads(data.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8, found byte 0x{error.object[error.start]:02x} at position {error.start}.") from None
     except json.JSONDecodeError as error:
@@ -138,6 +150,10 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = _get(record, key, where)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: expected non-empty text for {key!r}, found {value!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: expected whole characters in {key!r}, found half of a surrogate pair at code point {error.start}.") from None
     return value
 
 
@@ -149,19 +165,26 @@ def _refuse_duplicates(examples: list[QAExample], name: str) -> None:
         seen.add(example.id)
 
 
+def _without_shared_titles(examples: list[QAExample]) -> list[QAExample]:
+    letters: Counter[str] = Counter()
+    for title, context in {(example.title, example.context) for example in examples}:
+        letters[title] += len(context)
+    return [example if letters[example.title] <= LONGEST_ARTICLE else replace(example, title="") for example in examples]
+
+
 def _looks_like_path(source: str) -> bool:
     path = Path(source)
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in {".json", ".jsonl", *_DECOMPRESSORS} or path.exists()
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in {".json", ".jsonl", *_DECOMPRESSORS} or path.exists()
 
 
-def _from_hub(source: str) -> Iterator[QAExample]:
+def _from_hub(source: str, default: str) -> Iterator[QAExample]:
     name, _, split = source.partition(":")
     try:
         import datasets
     except ImportError:
         raise MissingExtra("datasets", "train", f"Reading {source!r} from the Hugging Face Hub (no file of that name exists)") from None
     try:
-        rows = datasets.load_dataset(name, split=split or "validation")
+        rows = datasets.load_dataset(name, split=split or default)
     except Exception as error:  # the library raises many kinds for "not found" and "not reachable"
         raise DataError(f"{source!r} is neither a file nor a Hub data set that can be reached ({type(error).__name__}: {error}).") from error
     for i, row in enumerate(rows):
@@ -170,4 +193,4 @@ def _from_hub(source: str) -> Iterator[QAExample]:
             golds = [{"text": t, "answer_start": s} for t, s in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: expected SQuAD's columns (answers: text, answer_start), found {type(error).__name__}: {error}.") from None
-        yield _example({**row, "answers": golds}, _text(row, "context", where), str(row.get("title", "")), where)
+        yield _example({**row, "answers": golds}, _text(row, "context", where), str(row.get("title") or ""), where)

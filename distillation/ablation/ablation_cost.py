@@ -130,7 +130,7 @@ def _sizes(common: Common, maps: LayerMaps) -> Sizes:
     from distillation.questions.data import DataSource
 
     config = modeling.load_config(common.teacher)
-    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * modeling.inner_size(config)
     sources = [DataSource.parse(text) for text in common.data]
     return Sizes(
         small=maps.student * layer,

@@ -136,16 +136,26 @@ def choose_rows(
         names |= {name for name in more if name is not None}
     missing = {flag for flag, model in (("reader", reader), ("base", base)) if model is None}
     lacking = {row.name: sorted(missing & row.needs) for row in rows if row.name in names and missing & row.needs}
+    kept, without = _with_reference([row for row in rows if row.name in names and row.name not in lacking])
     if lost := [row.name for row in rows if row.against is None and row.name in lacking]:
         raise OptionsError(f"The row {lost[0]}, with which the others are compared, needs --{' and --'.join(lacking[lost[0]])}.")
     left_out = tuple(f"{name} (needs --{' and --'.join(flags)})" for name, flags in lacking.items())
-    return tuple(row for row in rows if row.name in names and row.name not in lacking), left_out
+    return kept, (*left_out, *without)
+
+
+def _with_reference(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows whose references are among them, and theirs; the others by name, with the reason."""
+    without: list[str] = []
+    while lost := [row for row in rows if row.against and row.against not in {other.name for other in rows}]:
+        without += [f"{row.name} (compared with {row.against}, which is left out)" for row in lost]
+        rows = [row for row in rows if row not in lost]
+    return tuple(rows), tuple(without)
 
 
 def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: LayerMaps, left_out: Sequence[str] = ()) -> Plan:
     """Every work of every row and seed.  Rows that ask for the layers which are taken anyway are left out."""
     same = [row.name for row in rows if maps.changes_nothing(row)]
-    rows = [row for row in rows if row.name not in same and row.against not in same]
+    rows, without = _with_reference([row for row in rows if row.name not in same])
     sources = _sources(common)
     works: list[Work] = []
     for seed in seeds:
@@ -166,7 +176,7 @@ def make_plan(rows: Sequence[Row], seeds: Sequence[int], common: Common, maps: L
                 works.append(_evaluation(row, seed, start, common, sources))
     if common.final:  # after everything else, so that nothing is chosen by it
         works += [_final(work, common, sources) for work in works if work.verb == "evaluate"]
-    return Plan(tuple(rows), tuple(works), (*left_out, *(f"{name} (the layers that are taken anyway)" for name in same)))
+    return Plan(rows, tuple(works), (*left_out, *(f"{name} (the layers that are taken anyway)" for name in same), *without))
 
 
 def finetune_flags(row: Row, common: Common) -> tuple[tuple[str, ...], ...]:

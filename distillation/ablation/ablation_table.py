@@ -12,7 +12,9 @@ from distillation.ablation.ablation_work import Row
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training.recipes import Recipe
 from pocketqa.errors import DataError, OptionsError
+from pocketqa.reporting.tables import signed
 from pocketqa.runs import DataFile, PerQuestion, RunFile, Subject, ablation_results, mean_difference, mean_ratio, new_run, per_question, read
+from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
 F1 = NDArray[np.float64]
@@ -24,6 +26,9 @@ PAPER = (
 STAGES = (
     "A row that is fine-tuned in stages divides the epochs of the others among them: all rows take as many steps of fine-tuning, but for rounding."
 )
+SEVERAL = "the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, which stands beside them."
+ONE = "there is one seed, so they do not cover the spread between seeds."
+MORE_TEXT = "Rows distilled on text saw the base's text, then the teacher's and that of the distillation: their gain is not distillation's alone."
 NOT_BEATEN = "What rows keep of the teacher's F1 is not quoted, since the teacher is not shown to beat a row that was not distilled."
 
 
@@ -42,9 +47,10 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
     measure = f"EM and F1 on {count:,} questions of {data.name} after fine-tuning, {seeds_words}"
     notes = [
         *([PAPER] if any(row.paper is not None for row in plan.rows) else []),
-        f"Intervals resample {unit}; the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, "
-        "which stands beside them.",
+        *_to_reference(plan.rows, evaluations, reference),
+        f"Intervals resample {unit}; {SEVERAL if len(seeds) > 1 else ONE}",
         f"Each distillation saw {common.tokens:,} tokens of text; the paper's saw three passes over a far larger corpus.",
+        *([MORE_TEXT] if {None, "base"} <= {row.start for row in plan.rows} else []),
         *_settings(plan, common),
         *([STAGES] if any(row.stages for row in plan.rows) else []),
         *([NOT_BEATEN] if reader is not None and not beaten else []),
@@ -58,8 +64,15 @@ def ablation_run(plan: Plan, seeds: Sequence[int], common: Common, command: Sequ
     }
     subjects = [Subject(row.name, row.words, evaluations[row.name][0].subjects[0].sha256, "pytorch") for row in plan.rows]
     files = [DataFile(data.name, data.sha256, count, data.split)]
-    name = f"ablation {preset} {'development' if verb == 'evaluate' else 'squad-dev'}"
+    name = f"{preset} {'development' if verb == 'evaluate' else 'squad-dev'}"
     return new_run("ablation", name, subjects, files, command, ablation_results(measure, reference, rows, extra=extra))
+
+
+def _to_reference(rows: Sequence[Row], evaluations: dict[str, list[RunFile]], reference: str) -> list[str]:
+    """A sentence for each row that the table compares with another than the reference."""
+    words = {row.name: row.words for row in rows}
+    apart = {row.name: _difference(evaluations[row.name], evaluations[reference]) for row in rows if row.against not in (None, reference)}
+    return [f"{words[name]}, less {words[reference]}: F1 {signed(Interval.from_json(found))}." for name, found in apart.items()]
 
 
 def _settings(plan: Plan, common: Common) -> list[str]:

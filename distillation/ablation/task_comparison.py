@@ -74,6 +74,8 @@ def main(argv: list[str]) -> int:
     check_owned([word for plan in planned for word in plan.finetune], OWNED_OF_ALL)
     works = make_works(planned, {"teacher": given.teacher, "student": given.student, "control": given.base}, given.out)
     check_words(works, {"finetune": _job_of})
+    for work in works:
+        work.check()
     _say_plan(planned, left_out, works)
     if given.dry_run:
         task_cost.say_times(works, {plan.task.name: plan.data for plan in planned}, _say)
@@ -141,7 +143,6 @@ def _data(plan: Planned) -> list[str]:
 
 def _do(work: Work, place: str, keep: bool) -> int:
     """Fine-tune and score one model unless that is finished; the exit status, not 0 where it was stopped."""
-    work.check()
     title = f"[{place}] {work.leaves.stem.replace('-', ' ')}"
     if work.done:
         _say(f"{title}: finished already")

@@ -41,7 +41,7 @@ def operations(work: Work, data: str) -> float:
 
     task, recipe = task_named(_task(work)), _recipe(work)
     config = modeling.load_config(work.words[0])
-    wide, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    wide, inner = int(config.hidden_size), modeling.inner_size(config)
     weights = modeling.depth(config) * (4 * wide**2 + 2 * wide * inner)
     train, dev = (_tokens(data, task.name, split, recipe.max_tokens) for split in task.splits)
     return weights * (recipe.epochs * TRAINED * train + FORWARD * dev)

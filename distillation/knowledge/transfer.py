@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from distillation.knowledge import losses
 from distillation.knowledge.observation import Observed
 from distillation.knowledge.transfer_recipe import TransferRecipe
+from distillation.models import modeling
 from pocketqa.errors import TrainingError
 
 ROWS, TOKENS = "rows", "tokens"  # names of counts
@@ -30,7 +31,7 @@ class Transfer(nn.Module):
         """student, teacher: configurations."""
         super().__init__()
         self.recipe = recipe
-        self.pairs: dict[int, int] = layer_pairs(recipe.layer_map, depth_of(teacher), depth_of(student)) if recipe.any_transfer() else {}
+        self.pairs: dict[int, int] = layer_pairs(recipe.layer_map, modeling.depth(teacher), modeling.depth(student)) if recipe.any_transfer() else {}
         self.projection: nn.Linear | None = None
         if recipe.needs_scores() and student.num_attention_heads != teacher.num_attention_heads:
             raise TrainingError(
@@ -134,11 +135,6 @@ def layer_pairs(text: str, teacher_layers: int, student_layers: int) -> dict[int
             f"found --layer-map {text!r}."
         )
     return pairs
-
-
-def depth_of(config: Any) -> int:
-    """Number of transformer layers."""
-    return int(config.num_hidden_layers)
 
 
 def _add(found: dict[str, Tensor], name: str, value: Tensor) -> None:

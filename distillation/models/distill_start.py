@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--student", metavar="MODEL", help="start from this checkpoint")
     group.add_argument("--hidden", type=int, metavar="H", help="hidden size of a student drawn at random (default: the teacher's)")
     group.add_argument("--heads", type=int, metavar="A", help="its attention heads (default: the teacher's)")
-    group.add_argument("--intermediate", type=int, metavar="I", help="its feed-forward size (default: 4 x hidden)")
+    group.add_argument("--intermediate", type=int, metavar="I", help="its feed-forward size (default: the teacher's, with --hidden 4 x that)")
     group.add_argument("--bottleneck", type=int, metavar="H", help="make it a MobileBERT, so wide inside its layers")
 
 
@@ -110,7 +110,7 @@ def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: D
             made = students.bottleneck_student(teacher, layers, start.bottleneck, start.hidden, start.heads, start.intermediate)
             headed, origin = students.gives_head(teacher, made), {"configuration": "mobilebert"}
         elif start.configured or start.random:
-            intermediate = start.intermediate or (None if start.hidden else _intermediate(teacher))
+            intermediate = start.intermediate or (None if start.hidden else modeling.inner_size(teacher.config))
             made = students.configured_student(teacher.config, layers, start.hidden, start.heads, intermediate)
             headed, origin = False, {"configuration": "distilbert"}
         else:
@@ -129,11 +129,6 @@ def _copied(start: Start, source: str, teacher: PreTrainedModel, layers: int) ->
     words = ", given" if start.teacher_layers else f", those of the {base}-layer base it was grown from" if base else ", evenly spread"
     processes.say(f"student: teacher layers {' '.join(map(str, chosen))}{words}")
     return students.language_student(teacher, chosen, not start.drop_token_types), origin
-
-
-def _intermediate(teacher: PreTrainedModel) -> int:
-    config = teacher.config
-    return int(config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size)
 
 
 def _set_dropout(model: PreTrainedModel, recipe: DistillRecipe) -> None:

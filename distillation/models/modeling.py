@@ -97,6 +97,11 @@ def depth(config: Any) -> int:
     return int(config.num_hidden_layers)
 
 
+def inner_size(config: Any) -> int:
+    """Width of the feed-forward layers of any family."""
+    return int(config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size)
+
+
 def grow(model: BertForQuestionAnswering, layers: int, insert: str = "copy") -> BertForQuestionAnswering:
     """A deeper BERT: each layer of `model` stands where it stood, followed by inserted ones.
 

@@ -49,9 +49,9 @@ class DataSource:
         return cls(path, value)
 
     def load(self, seed: int) -> list[QAExample]:
-        """The examples of the share, in file order."""
-        examples = squad.load(self.path)
-        return examples if self.fraction == 1.0 else squad.load(self.path, max(1, round(self.fraction * len(examples))), seed)
+        """The examples of the share, in file order; of a Hub data set without a split its training questions."""
+        examples = squad.load(self.path, split="train")
+        return examples if self.fraction == 1.0 else squad.load(self.path, max(1, round(self.fraction * len(examples))), seed, "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,10 @@ def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowO
 
 
 def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> list[QAExample]:
-    """Up to `count` questions put to another paragraph of the same article that does not contain any of their answers' texts."""
+    """Up to `count` questions put to another paragraph of the same article that does not contain any of their answers' texts.
+
+    Questions without a title are left out; where none has one, any paragraph counts as of the same article.
+    """
     articles: dict[str, list[str]] = defaultdict(list)
     for title, context in dict.fromkeys((example.title, example.context) for example in examples):  # one paragraph may stand under several titles
         articles[title].append(context)
@@ -151,8 +154,8 @@ def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> li
         if len(made) == count:
             break
         example, others = examples[i], articles[examples[i].title]
-        if not example.answers:
-            continue  # nothing tells whether another paragraph answers it
+        if not example.answers or (not example.title and len(articles) > 1):
+            continue  # nothing tells whether another paragraph answers it, or which are of its article
         for j in rng.integers(len(others), size=4):  # a few draws find one in any article with more than a handful of paragraphs
             text = others[j].lower()
             if others[j] != example.context and not any(answer.text.lower() in text for answer in example.answers):

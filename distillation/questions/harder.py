@@ -9,33 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketqa.errors import DataError
+from pocketqa.squad import LONGEST_ARTICLE
 from pocketqa.statistics import mean_difference
 from pocketqa.types import JSON, GoldAnswer, QAExample
 
 BETWEEN = "\n\n"  # paragraphs of an article
-LONGEST = 200_000  # letters of an article; the longest of SQuAD has less than half of them
 
 
 def whole_articles(examples: Sequence[QAExample], everything: Sequence[QAExample], name: str) -> list[QAExample]:
     """The same questions, each of all paragraphs of its article one after the other.
 
-    everything: all examples of the file, whose paragraphs make the articles.  Raises DataError where a question has no title to tell its article by,
-    and where so many paragraphs share one that it is no article's.
+    everything: all examples of the file, whose paragraphs make the articles.  Raises DataError where a question has no title to tell its article by.
     """
     paragraphs: dict[str, dict[str, int]] = {}  # title -> paragraph -> where it begins in the article
     for example in everything:
         if not example.title.strip():
-            raise DataError(f"{name}: the question {example.id!r} has no title, so nothing tells its article. Whole articles need titles.")
+            raise DataError(
+                f"{name}: the question {example.id!r} has no title of an article (one that more than {LONGEST_ARTICLE:,} letters share is none). "
+                "Whole articles need titles: take such questions out of the file."
+            )
         article = paragraphs.setdefault(example.title, {})
         if example.context not in article:
             article[example.context] = sum(len(paragraph) + len(BETWEEN) for paragraph in article)
     joined = {title: BETWEEN.join(article) for title, article in paragraphs.items()}
-    for title, text in joined.items():
-        if len(text) > LONGEST:
-            raise DataError(
-                f"{name}: the paragraphs titled {title!r} have {len(text):,} letters together, more than {LONGEST:,}: not one article, but "
-                "passages of unknown ones. Take them out of the file."
-            )
     made = []
     for example in examples:
         shift = paragraphs[example.title][example.context]

@@ -136,6 +136,10 @@ def _fill(
         with torch.inference_mode(), torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32"):
             out = model(**inputs_of(model, batch.ids, batch.mask, batch.token_types))
         both = torch.stack((out.start_logits, out.end_logits), dim=-1).float().cpu().numpy()  # (B, T, 2)
+        if not np.isfinite(both).all():
+            raise TrainingError(
+                f"The teacher's logits are not finite in {precision}: they overflow, or its weights are damaged. Try --precision fp32."
+            )
         for row, index in enumerate(chosen):
             values[ends[index] - lengths[index] : ends[index]] = both[row, : lengths[index]]
         progress.done += int(lengths[chosen].sum())

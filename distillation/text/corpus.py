@@ -56,7 +56,12 @@ class CorpusArguments:
         """--corpus, --cache and --corpus-tokens."""
         words = "text files, folders of them, or Hub data sets NAME[@REVISION][:CONFIG[:SPLIT]][#COLUMN]"
         parser.add_argument("--corpus", nargs="+", required=True, metavar="TEXT", help=words)
-        parser.add_argument("--cache", type=Path, metavar="DIR", help="where tokenised text is kept (default: corpus-cache beside OUT)")
+        parser.add_argument(
+            "--cache",
+            type=Path,
+            metavar="DIR",
+            help="where tokenised text is kept (default: corpus-cache beside OUT; of a benchmark beside the model)",
+        )
         parser.add_argument("--corpus-tokens", type=int, default=0, metavar="N", help="read no more of the corpus than N tokens (default: all)")
 
     @classmethod

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -53,7 +52,7 @@ def no_head(source: str, missing: Sequence[str]) -> TrainingError:
 
 def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, list[str]]:
     """As load_language_model with new_head, and the names of the weights of the head that had to be drawn: none where it is trained."""
-    config = load_config(source)
+    config = modeling.load_config(source)
     for key, value in overrides.items():
         setattr(config, key, value)
     verbosity = logging.get_verbosity()
@@ -68,17 +67,6 @@ def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, list[
             f"{source} lacks {len(missing)} weights of a {config.model_type} encoder, first {missing[0]!r}. Expected a complete checkpoint."
         )
     return model, head
-
-
-def load_config(source: str) -> Any:
-    """The configuration of a checkpoint of one of the families."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{source!r} is neither a model folder nor a Hub model that can be reached: {str(error).splitlines()[0]}") from None
-    if config.model_type not in HEADS:
-        raise TrainingError(f"Expected a {FAMILIES} checkpoint, found model type {config.model_type!r} in {source}.")
-    return config
 
 
 def grow_language_model(model: PreTrainedModel, layers: int, insert: str) -> BertForMaskedLM:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,32 +17,9 @@ from torch import Tensor
 
 from distillation.text.corpus import Corpus, Rows
 from distillation.text.corpus_cache import Vocabulary
+from distillation.text.pretrain_recipe import TextRecipe
 
 MASKED, TOKENS, ROWS = "masked", "tokens", "rows"  # names of the counts
-
-
-class MaskRecipe(Protocol):
-    """What masks depend on: fields of a TextRecipe."""
-
-    @property
-    def seed(self) -> int:
-        """Of all draws."""
-
-    @property
-    def masked(self) -> float:
-        """Share of the tokens of a row that are to be predicted."""
-
-    @property
-    def mask_token(self) -> float:
-        """Share of those that become [MASK]."""
-
-    @property
-    def random_token(self) -> float:
-        """Share of those that become another token."""
-
-    @property
-    def count_smoothing(self) -> float:
-        """Tokens are chosen with p ~ count^-x."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +42,7 @@ class MaskedBatch:
         return MaskedBatch(self.ids.to(device), self.mask.to(device), self.targets.to(device), self.labels.to(device), self.tokens)
 
 
-def masked_batch(corpus: Corpus, indices: Sequence[int], step: int, recipe: MaskRecipe) -> MaskedBatch:
+def masked_batch(corpus: Corpus, indices: Sequence[int], step: int, recipe: TextRecipe) -> MaskedBatch:
     """Rows `indices` of a corpus, masked for optimiser step `step` (from 0; a negative one stands for measurements)."""
     rows = [corpus.row(index) for index in indices]
     weights, ordinary = _tables(corpus, recipe.count_smoothing)  # (V,) and ids
@@ -84,7 +60,7 @@ def masked_batch(corpus: Corpus, indices: Sequence[int], step: int, recipe: Mask
 
 
 def mask_row(
-    row: Rows, weights: NDArray[np.float64], ordinary: Rows, mask_id: int, recipe: MaskRecipe, random: np.random.Generator
+    row: Rows, weights: NDArray[np.float64], ordinary: Rows, mask_id: int, recipe: TextRecipe, random: np.random.Generator
 ) -> tuple[Rows, Rows]:
     """Positions to predict (n,), ascending, and the row (T,) as the model sees it.
 

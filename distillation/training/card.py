@@ -1,6 +1,6 @@
 """The model card of a trained checkpoint: README.md with the front matter that the Hugging Face Hub reads.
 
-What the manifest knows goes in.  Scores come from run files alone, and only from those that name the weights beside the card.
+What the manifest knows goes in, the score that the training took of itself too.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from pathlib import Path
 
 from distillation.training.checkpoints import weights_hash
 from pocketqa.folders import MANIFEST, SHORT_HASH, ModelFolder, write_atomic
-from pocketqa.reporting.tables import interval
-from pocketqa.runs import RunFile
-from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
 UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub's
 TASKS = {"ForMaskedLM": "fill-mask", "ForQuestionAnswering": "question-answering", "ForSequenceClassification": "text-classification"}
 
 
-def write(folder: Path, name: str, base: str, summary: JSON, license_id: str | None = None, runs: Sequence[RunFile] = ()) -> None:
+def write(folder: Path, name: str, base: str, summary: JSON, license_id: str | None = None) -> None:
     """Write README.md into a checkpoint folder that has its configuration and weights; one that is there is replaced.
 
-    base: folder or Hub name of what it started from; summary: what its manifest says of the run; runs: run files; those of other weights are left.
+    base: folder or Hub name of what it started from; summary: what its manifest says of the run.
     """
     config = json.loads(ModelFolder(folder).config.read_text())
     data = [source for source in summary.get("data") or [] if isinstance(source, Mapping)]
     weights = weights_hash(str(folder))
-    measured = [run for run in runs if any(subject.sha256 == weights for subject in run.subjects)]
     architecture = (config.get("architectures") or [config.get("model_type", "model")])[0]
     lines = [
         *_front_matter(architecture, base_name(base), data, summary, license_id or UNKNOWN_LICENSE),
@@ -36,7 +32,7 @@ def write(folder: Path, name: str, base: str, summary: JSON, license_id: str | N
         *_description(architecture, base_name(base), summary, weights),
         *_data(data),
         *_training(summary),
-        *_scores(measured),
+        *_scores(summary.get("development")),
     ]
     write_atomic(ModelFolder(folder).card, "\n".join(lines).rstrip() + "\n")
 
@@ -107,29 +103,10 @@ def _training(summary: JSON) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
-def _scores(runs: Sequence[RunFile]) -> list[str]:
-    rows = [row for run in runs for row in _rows(run)]
-    if not rows:
-        return ["## Scores", "", "No run file has measured these weights yet.", ""]
-    return ["## Scores", "", "| data | measure | value [95 %] | examples | run file |", "|---|---|---|---|---|", *rows, ""]
-
-
-def _rows(run: RunFile) -> list[str]:
-    """Scores of an evaluation, of a task, or of the development split of a training."""
-    results = run.results
-    measured = [item.name for item in run.data if item.split != "training"]
-    if run.kind == "classification":
-        named = [(str(results["task"]), results["score"], results["intervals"].get("score"))]
-    elif run.kind == "evaluation":
-        named = [(name, results[key], results["intervals"].get(key)) for name, key in (("exact match", "exact_match"), ("F1", "f1"))]
-    elif run.kind == "training" and results.get("best"):
-        results, measured = results["best"], measured or [(results.get("development") or {}).get("file", "development split")]
-        named = [("exact match", results["exact_match"], None), ("F1", results["f1"], None)]
-    else:
+def _scores(development: JSON | None) -> list[str]:
+    """What the training itself measured at its end: its fractions, `seconds` aside, are scores, its whole numbers count."""
+    if not development:
         return []
-    files = ", ".join(measured)
-    return [f"| {files} | {name} | {_value(value, bounds)} | {results['count']:,} | {run.file_name} |" for name, value, bounds in named]
-
-
-def _value(value: float, bounds: JSON | None) -> str:
-    return interval(Interval.from_json(bounds)) if bounds else f"{value:.2f}"
+    scores = {name: value for name, value in development.items() if isinstance(value, float) and name != "seconds"}
+    values = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items())
+    return ["## Scores", "", f"On {development.get('file', 'text kept apart from the training')}, one training: {values}.", ""]

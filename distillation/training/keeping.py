@@ -29,7 +29,8 @@ class Keeping:
     keep: int = 3  # numbered checkpoints
     evaluate_every: int = 0  # steps between development scores, of which the best is kept; 0: none
     tensorboard: bool = False
-    parent: str | None = None  # this and the next two: what manifests of its checkpoints say, as that of the finished folder does
+    parent: str | None = None  # this and the next three: what manifests of its checkpoints say, as that of the finished folder does
+    grown: JSON | None = None  # see checkpoints.grown_from
     seed: int | None = None
     no_answer: NoAnswer | None = None  # without a threshold, which is chosen at the end
 
@@ -124,7 +125,9 @@ class Keeper:
             value = float(score())
         self._model.train()
         if not math.isfinite(value):
-            raise TrainingError(f"Expected a finite development score after step {progress.step}, found {value}. Lower the learning rate.")
+            raise TrainingError(
+                f"Expected a finite development score after step {progress.step}, found {value}. Lower the learning rate, with another --out."
+            )
         better = progress.best is None or value > progress.best[1]
         reporter.score(progress.step, value, better)
         if better:
@@ -132,7 +135,8 @@ class Keeper:
             self._checkpoint(BEST, {"step": progress.step, "score": value})
 
     def _checkpoint(self, name: str, config: JSON) -> None:
-        kept, config = self._keeping, {**config, "run": self._identity}
+        kept = self._keeping
+        config = {**config, "run": self._identity, **({"grown": kept.grown} if kept.grown else {})}
         place = kept.folder / name
         checkpoints.save_checkpoint(place, self._model, kept.folder, config, parent=kept.parent, seed=kept.seed, no_answer=kept.no_answer)
 

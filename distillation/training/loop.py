@@ -91,7 +91,12 @@ def run(
     Raises Stopped after SIGTERM or SIGINT once the state of the last whole step is saved: between two micro-batches, whose step begins anew when the
     run goes on; with several processes after the step.  TrainingError where a loss is not finite, the disk is full or a state is damaged.
     """
-    _check(recipe, keeping, score, plan)
+    check(recipe, keeping, score is not None, plan)
+    if processes.is_main():
+        try:
+            keeping.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise checkpoints.not_written(keeping.folder, error) from error
     keep_pages()
     model.to(processes.device())
     optimizer = make_optimizer(model, recipe)
@@ -193,24 +198,26 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.am
     """Sum the gradients over the processes, clip them and step.  Returns their norm before clipping."""
     if not math.isfinite(sums.loss):
         parts = ", ".join(f"{name} {value:.4g}" for name, value in sums.parts.items())
-        raise TrainingError(f"Expected a finite loss, found {sums.loss} ({parts}) {where}. Lower the learning rate.")
+        raise TrainingError(f"Expected a finite loss, found {sums.loss} ({parts}) {where}. Lower the learning rate, with another --out.")
     parameters = [p for p in model.parameters() if p.requires_grad]
     processes.sum_gradients(parameters)
     scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < LOSS_SCALE_LEAST):
-        raise TrainingError(f"Expected a finite gradient, found a norm of {norm} (loss {sums.loss:.4g}) {where}. Lower the learning rate.")
+        raise TrainingError(
+            f"Expected a finite gradient, found a norm of {norm} (loss {sums.loss:.4g}) {where}. Lower the learning rate, with another --out."
+        )
     scaler.step(optimizer)  # in fp16 it leaves out a step whose gradients overflowed, and lowers its scale
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-def _check(recipe: Recipe, keeping: Keeping, score: object, plan: Sequence[Step]) -> None:
-    """Raise what can be known to fail before anything is computed; make the folder."""
+def check(recipe: Recipe, keeping: Keeping, scored: bool, plan: Sequence[Step]) -> None:
+    """Raise what can be known to fail before anything is computed.  `run` asks first thing; who computes much before it asks itself."""
     if recipe.precision == "fp16" and processes.device().type == "cpu":
         raise TrainingError("Expected a GPU for --precision fp16, found a CPU, on which it gains nothing. Use bf16 or fp32.")
-    if keeping.evaluate_every and score is None:
+    if keeping.evaluate_every and not scored:
         raise TrainingError("Expected development data for --evaluate-every, found none. Name some, or leave the flag out.")
     if plan and len(plan[0]) < processes.world():
         raise TrainingError(
@@ -218,11 +225,6 @@ def _check(recipe: Recipe, keeping: Keeping, score: object, plan: Sequence[Step]
             f"Give --accumulation {processes.world()} or a multiple of it (and fewer --batch-tokens, if a step is to stay as it is)."
         )
     check_board(keeping.tensorboard)
-    if processes.is_main():
-        try:
-            keeping.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise checkpoints.not_written(keeping.folder, error) from error
 
 
 def _reporter(keeping: Keeping, say: Callable[[str], None], steps: int, first: int) -> contextlib.AbstractContextManager[Reporter | None]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pocketqa.errors import TrainingError
 
+PRESETS = Path(__file__).parents[1] / "presets"
 LATER = {"schedule": "linear"}  # fields that older trainings lack, and what those did
 PRECISIONS = ("bf16", "fp16", "fp32")
 
@@ -86,7 +87,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
     """One flag for every field, without defaults, so that only what was typed overrides the file."""
     group = parser.add_argument_group("recipe (each flag overrides the recipe file)")
-    group.add_argument("--recipe", metavar="FILE", help="TOML file with any of the fields below")
+    names = ", ".join(recipe_names(kind))
+    group.add_argument("--recipe", metavar="FILE", help=f"TOML file with any of the fields below, or a recipe of the package: {names}")
     for item in dataclasses.fields(kind):
         words = f"{item.metadata['words']} (default {item.default})"
         options: dict[str, Any] = {"dest": f"recipe_{item.name}", "default": None, "help": words}
@@ -117,11 +119,17 @@ def resolve(kind: type[R], path: str | None, overrides: dict[str, Any]) -> R:
 
 def recipe_file(name: str) -> str:
     """Path of a recipe that comes with the package, by its name without .toml."""
-    folder = Path(__file__).parents[1] / "presets"
-    path = folder / f"{name}.toml"
+    path = PRESETS / f"{name}.toml"
     if not path.is_file():
-        raise TrainingError(f"Expected one of the recipes {', '.join(sorted(file.stem for file in folder.glob('*.toml')))}, found {name!r}.")
+        raise TrainingError(f"Expected one of the recipes {', '.join(recipe_names())}, found {name!r}.")
     return str(path)
+
+
+def recipe_names(kind: type[Recipe] | None = None) -> list[str]:
+    """Names of the recipes of the package, of a kind those whose fields it has."""
+    fields = {item.name for item in dataclasses.fields(kind)} if kind else None
+    found = (path for path in sorted(PRESETS.glob("*.toml")) if not path.stem.startswith("ablation_"))
+    return [path.stem for path in found if fields is None or fields >= tomllib.loads(path.read_text(encoding="utf-8")).keys()]
 
 
 def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:

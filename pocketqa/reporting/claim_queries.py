@@ -179,7 +179,8 @@ def _paper_race(runs: Runs, first: str, second: str) -> Lines:
 
 
 def _if_busy(run: RunFile) -> str:
-    return ", on a busy machine" if run.results.get("busy") else ""
+    kept = run.results.get("rules", {}).get("valid", True)
+    return (", on a busy machine" if run.results.get("busy") else "") + ("" if kept else ", not valid by its rules")
 
 
 def _ablation(runs: Runs, row: str) -> Lines:
@@ -196,7 +197,9 @@ def _ablation_means(runs: Runs, row: str, against: str) -> Lines:
         rows = {found["name"]: found for found in run.results["rows"]}
         if row in rows and against in rows:
             exact, f1 = (rows[row][key] - rows[against][key] for key in ("exact_match", "f1"))
-            yield f"{rows[row]['words']} less {rows[against]['words']}: EM {exact:+.2f}, F1 {f1:+.2f}, {run.data[0].name}, means of the seeds", name
+            seeds = rows[row]["seeds"]
+            of = f"means of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+            yield f"{rows[row]['words']} less {rows[against]['words']}: EM {exact:+.2f}, F1 {f1:+.2f}, {run.data[0].name}, {of}", name
 
 
 def _name(group: Group, run: RunFile) -> str:

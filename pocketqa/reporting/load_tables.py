@@ -13,7 +13,7 @@ from pocketqa.types import JSON
 Link = Callable[[str, RunFile], str]
 
 SEARCH_HEAD = (
-    "contestant", "p50 [95 %]", "p90 [95 %]", "p99 [95 %]", "EM", "F1", "failures", "p50: times the student's [95 %]",
+    "contestant", "requests", "p50 [95 %]", "p90 [95 %]", "p99 [95 %]", "EM", "F1", "failures", "p50: times the student's [95 %]",
     "p99: times the student's [95 %]", "highest rate, a second [95 %]", "the student's rate: times as high [95 %]",
 )  # fmt: skip
 PARTS = ("sent late", "tokenise", "queue", "forward", "decode", "other in the server", "network and HTTP", "whole")
@@ -53,8 +53,11 @@ def _search_parts(name: str, run: RunFile, link: Link) -> Iterable[list[str]]:
     models = ", ".join(map(model_cell, run.subjects))
     at = f" Times are at {r['rate']:g} requests a second to each." if r.get("timings") and "rate" in r else ""
     repeated = f" Each search {search['rounds']} times." if search.get("rounds", 1) > 1 else " One search each, so there is no interval."
+    counts = [point["count"] for point in search.get("points", ()) if point["count"]]
+    steps = f" A step of a search has {min(counts):,} to {max(counts):,} requests, of which a p99 is among the slowest." if counts else ""
     yield [
-        f"{models}: {r['workload']}; the highest rate is that of the requests within {search['objective']}.{at}{repeated}{where} {link(name, run)}"
+        f"{models}: {r['workload']}; the highest rate is that of the requests within {search['objective']}.{at}{repeated}{steps}{where} "
+        f"{link(name, run)}"
     ]
     yield [f"- {who}: {r['contestants'][who]}" for who in order_of(search) if who in r.get("contestants", {})]
     yield table_if_any(SEARCH_HEAD, [_search_row(who, r) for who in order_of(search)])
@@ -76,7 +79,8 @@ def _search_row(who: str, r: JSON) -> tuple[str, ...]:
     slower = (_cell(r.get("ratios", {}).get(f"{who} / student"), True), _cell(r.get("ratios_p99", {}).get(who), True))
     rate = search["rates"][who]
     highest = _cell(rate, several) if rate else "none: it does not hold at the lowest rate"
-    return (who, *times, *said, failed, *slower, highest, _cell(search.get("ratios", {}).get(who), several))
+    count = f"{r['timings'][who]['count']:,}" if who in r.get("timings", {}) else ""
+    return (who, count, *times, *said, failed, *slower, highest, _cell(search.get("ratios", {}).get(who), several))
 
 
 def _cell(found: JSON | None, several: bool) -> str:

@@ -134,7 +134,7 @@ def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
     r = run.results
     return [
         [f"### {_workload(r)}, {threads_cell(r)}, {r.get('mode', 'mode not said')}"],
-        [f"{device_text(r)}; {rules_text(r)}. {origin}", *(f"{sentence}." for sentence in busy_sentences(run))],
+        [f"{r['workload']}. {device_text(r)}; {rules_text(r)}. {origin}", *(f"{sentence}." for sentence in busy_sentences(run))],
         table_if_any(LATENCY_HEAD, (_latency_row(run, label) for label in r["timings"])),
         table_if_any(RATIO_HEAD, _ratio_rows(r)),
         [f"- {remark}" for remark in (*padding_remarks(r), *r.get("remarks", []))],

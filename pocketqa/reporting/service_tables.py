@@ -49,8 +49,7 @@ def _where(results: JSON) -> str:
 
 def _point_row(row: JSON) -> tuple[str, ...]:
     times = (f"{row[key]:.2f} ms" for key in ("p50", "p99"))
-    found = Interval.from_json(row["rate"])
-    rate = interval(found) if found.low < found.high else f"{found.value:.2f}"  # a point where there was one round
+    rate = _of_rounds(row["rate"])
     same = f"{row['same_answers']:.1f} %" if "same_answers" in row else ""
     alone = f"{interval(Interval.from_json(row['same_spans']))} %" if "same_spans" in row else ""
     scores = (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same, alone, f"{row['failures']:,}")
@@ -58,10 +57,15 @@ def _point_row(row: JSON) -> tuple[str, ...]:
     return (str(row["users"]), row["contestant"], *times, rate, *scores, *shares)
 
 
+def _of_rounds(found: JSON) -> str:
+    """What was measured once a round: a number alone where there was one round."""
+    return interval(Interval.from_json(found)) if found["low"] < found["high"] else f"{found['value']:.2f}"
+
+
 def _ratio_rows(results: JSON) -> list[tuple[str, ...]]:
     found: dict[tuple[int, str], dict[str, str]] = {}
     for row in results["ratios"]:
-        found.setdefault((row["users"], row["against"]), {})[row["of"]] = interval(Interval.from_json(row))
+        found.setdefault((row["users"], row["against"]), {})[row["of"]] = _of_rounds(row)
     return [(str(users), against, *(cells.get(of, "") for of in OF)) for (users, against), cells in found.items()]
 
 

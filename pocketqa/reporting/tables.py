@@ -20,6 +20,7 @@ EVALUATION_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]
 TIME_HEAD = "ms a question, p50 / p90"
 TRAINING_HEAD = ("run", "data", "questions", "steps", "tokens", "time", "last loss", "best EM / F1 on the development split", "measured")
 QUESTIONS = "questions"
+ONE_TRAINING = "Every model is one training, whose luck they do not cover."
 TIMING_HEAD = ("what", "model", "count", "mean", "p50", "p90", "p99", "unit", "measured")
 EXPORT_HEAD = ("model", "target", "precision", "package", "weights", "specification", "inputs", "outputs", "measured")
 
@@ -105,10 +106,13 @@ def questions_cell(results: JSON) -> str:
 
 
 def resampling(found: Runs) -> list[str]:
-    """What the intervals resample: questions, or whole groups of them (articles or passages), which are the wider for it."""
+    """What the intervals resample: questions, or whole groups of them (articles or passages), and what they leave out."""
     if all(run.results["intervals"].get("resampled", QUESTIONS) == QUESTIONS for run in found.values()):
-        return ["Intervals resample questions."]
-    return ["Intervals resample the groups that a row counts, articles or passages; those of fewer than 20 groups are too narrow."]
+        return [f"Intervals resample questions. {ONE_TRAINING}"]
+    return [
+        "Intervals resample the groups that a row counts, articles or passages; they are too narrow where those are fewer than 20 or a few hold most "
+        f"of the questions. {ONE_TRAINING}"
+    ]
 
 
 def statements(found: Runs) -> list[str]:

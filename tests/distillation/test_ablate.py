@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ from distillation.ablation.ablation_plan import Common, LayerMaps, choose_rows, 
 from distillation.ablation.ablation_table import ablation_run
 from distillation.ablation.ablation_work import check_words
 from pocketqa import report, runs
-from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.errors import DataError, OptionsError, PocketQAError, TrainingError
 from pocketqa.folders import ModelFolder, sha256_file, write_manifest
 from pocketqa.statistics import Interval, mean_difference
 from tests.pocketqa.test_report import evaluation
@@ -364,6 +365,38 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, distill: 
         ablate.main([*command, "--rows", "whole", "--seeds", "0"])
 
 
+def test_what_works_will_read_is_read_before_the_first(tmp_path: Path, distill: StandIn, command: list[str]) -> None:
+    for flag in ("--data", "--dev", "--final"):
+        for asked in ([], ["--dry-run"]):
+            with pytest.raises(DataError, match=r"missing\.json, found nothing"):
+                ablate.main([*command, flag, str(tmp_path / "missing.json"), *asked])
+    for flag in ("--reader", "--base"):
+        with pytest.raises(PocketQAError, match="missing"):
+            ablate.main([*command, flag, str(tmp_path / "missing")])
+    assert not distill.calls and not (tmp_path / "out").exists()
+
+
+def test_folders_of_other_settings_are_refused_before_the_first_work(tmp_path: Path, distill: StandIn, command: list[str]) -> None:
+    assert ablate.main([*command, "--rows", "whole", "--seeds", "1", "--tokens", "60"]) == 0
+    with pytest.raises(TrainingError, match="begun with other settings or data"):
+        ablate.main([*command, "--rows", "whole", "--seeds", "0", "1"])
+    assert len(distill.calls) == 1
+
+
+def test_rows_without_the_row_they_are_compared_with_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "chain.toml"
+    rows = [("b", "a", "teacher = true"), ("c", "b", ""), ("d", "c", ""), ("e", "a", "")]
+    entries = [f'[[rows]]\nname = "{name}"\nwords = "{name}"\nagainst = "{against}"\n{more}\n' for name, against, more in rows]
+    path.write_text('reference = "a"\n[[rows]]\nname = "a"\nwords = "a"\n' + "".join(entries))
+    kept, left_out = choose_rows(read_preset(str(path)), None, None)
+    assert [row.name for row in kept] == ["a", "e"]
+    assert left_out == ("b (needs --reader)", "c (compared with b, which is left out)", "d (compared with c, which is left out)")
+    path.write_text(path.read_text().replace("teacher = true", 'distill = ["--teacher-layers", "{even_layers}"]'))
+    rows_kept, _ = choose_rows(read_preset(str(path)), None, None)
+    plan = make_plan(rows_kept, [0], common(), SIX_OF_TWELVE)
+    assert [row.name for row in plan.rows] == ["a", "e"] and [words.split()[0] for words in plan.left_out] == ["b", "c", "d"]
+
+
 def test_bad_calls(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionsError, match=r"--seeds must differ, found 1 1; --tokens must be at least 1, found 0"):
         ablate.main([*command, "--seeds", "1", "1", "--tokens", "0"])
@@ -530,14 +563,20 @@ def test_real_distillations_of_a_tiny_teacher(tmp_path: Path, capsys: pytest.Cap
     assert ablate.main([*sources, *flags, *controls, "--seeds", "0", "--out", str(tmp_path / "controls"), "--run-file", str(tmp_path / "runs")]) == 0
     written = {run.name: run for run in runs.read_all(tmp_path / "runs").values()}
     assert {name: run.data[0].split for name, run in written.items()} == {
-        "ablation controls development": "development", "ablation controls squad-dev": "squad-dev",
+        "controls development": "development", "controls squad-dev": "squad-dev",
     }  # fmt: skip
-    ours = {row["name"]: row for row in written["ablation controls squad-dev"].results["rows"]}
+    ours = {row["name"]: row for row in written["controls squad-dev"].results["rows"]}
     assert list(ours) == ["base", "second-step", "general", "general-second-step", "teacher"]
     scored = runs.read(tmp_path / "controls" / "final" / "teacher-seed-0.json")
     assert (scored.subjects[0].precision, scored.results["f1"]) == ("bf16", pytest.approx(ours["teacher"]["f1"], abs=1e-5))
     assert ours["teacher"]["difference"]["value"] == pytest.approx(ours["teacher"]["f1"] - ours["base"]["f1"], abs=0.6)  # run files hold hundredths
-    assert written["ablation controls squad-dev"].results["data"] == {"name": "final.json", "split": "squad-dev", "count": 120}
+    assert ours["general-second-step"]["against"] == "second-step"
+    beyond = pytest.approx(ours["general-second-step"]["f1"] - ours["base"]["f1"], abs=0.6)
+    told = re.search(
+        r"fine-tuned with the teacher, less base fine-tuned, no teacher: F1 ([-+.\d]+) \[", " ".join(written["controls squad-dev"].results["notes"])
+    )
+    assert told and float(told[1]) == beyond
+    assert written["controls squad-dev"].results["data"] == {"name": "final.json", "split": "squad-dev", "count": 120}
     general = runs.read(tmp_path / "controls" / "final" / "general-seed-0.json")
     retained = runs.compare(general, scored).retention
     assert retained is not None and ours["general"]["retention"] in (retained.to_json(), None)  # None where the teacher does not beat the base

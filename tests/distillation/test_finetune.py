@@ -22,7 +22,7 @@ from distillation.questions.harder import auroc
 from distillation.training import recipes
 from distillation.training.checkpoints import save_state
 from pocketqa import runs, squad
-from pocketqa.errors import CorruptFolder, TrainingError
+from pocketqa.errors import CorruptFolder, DataError, TrainingError
 from pocketqa.evaluation import evaluation_windows, open_reader, predict
 from pocketqa.folders import ModelFolder
 from pocketqa.types import NoAnswer
@@ -278,6 +278,30 @@ def test_windows_longer_than_the_model_has_positions_are_refused_before_anything
     with pytest.raises(TrainingError, match=r"--max-tokens 60 are padded to 64, and .*base has 60 positions\. Lower --max-tokens"):
         finetune.main([*common, "--max-tokens", "60"])
     assert finetune.main([*common, "--max-tokens", "56", "--max-question-tokens", "30"]) == 0
+
+
+def test_a_development_split_that_cannot_be_scored_is_refused_before_anything_is_computed(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base", positions=64)
+    common = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    long = json.loads(data.read_text())
+    long["data"][0]["paragraphs"][0]["context"] += " and so on" * 40
+    (tmp_path / "long.json").write_text(json.dumps(long))
+    with pytest.raises(TrainingError, match=r"long.json is scored in windows of up to \d+ tokens, and the model has 64 positions\. Leave --dev out"):
+        finetune.main([*common, "--dev", str(tmp_path / "long.json")])
+    for paragraph in (paragraph for article in long["data"] for paragraph in article["paragraphs"]):
+        paragraph["context"] = paragraph["context"][: 40 * len("and so on")]
+        paragraph["qas"][0]["question"] = "why " * 300
+    (tmp_path / "wordy.json").write_text(json.dumps(long))
+    with pytest.raises(DataError, match="cannot be asked"):
+        finetune.main([*common, "--dev", str(tmp_path / "wordy.json")])
+    mixed = json.loads(data.read_text())
+    (sampled,) = squad.load(data, 1, finetune.DEVELOPMENT_SEED)
+    for question in (question for article in mixed["data"] for paragraph in article["paragraphs"] for question in paragraph["qas"]):
+        question["answers"] = [] if question["id"] == sampled.id else question["answers"]
+    (tmp_path / "mixed.json").write_text(json.dumps(mixed))
+    with pytest.raises(DataError, match="expected answerable questions to choose a threshold on, found none"):
+        finetune.main([*common, "--dev", str(tmp_path / "mixed.json"), "--dev-limit", "1"])
+    assert not list(tmp_path.glob("out*/state"))
 
 
 def test_recipes_from_file_and_flags(tmp_path: Path) -> None:

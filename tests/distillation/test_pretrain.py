@@ -23,6 +23,7 @@ from distillation.text.corpus import Corpus, CorpusOptions, open_corpus
 from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
 from distillation.text.text_training import text_identity
+from distillation.training.checkpoints import grown_from
 from distillation.training.recipes import settings_of
 from pocketqa.errors import DataError, TrainingError
 from pocketqa.folders import ModelFolder
@@ -83,7 +84,9 @@ def test_growing_on_the_way_equals_growing_first(tmp_path: Path, text: Path, cap
     base = tiny_bert(tmp_path / "base", vocabulary=VOCABULARY)
     assert grow.main([str(base), "--layers", "4", "--out", str(tmp_path / "grown")]) == 0
     common = ["--corpus", str(text), "--tokens", "2000", *SMALL]
-    assert pretrain.main([str(base), "--layers", "4", *common, "--out", str(tmp_path / "a")]) == 0
+    assert pretrain.main([str(base), "--layers", "4", *common, "--checkpoint-every", "1", "--keep", "1", "--out", str(tmp_path / "a")]) == 0
+    (numbered,) = (tmp_path / "a").glob("checkpoint-*")
+    assert grown_from(str(numbered)) == grown_from(str(tmp_path / "a"))
     first = summary_of(capsys)
     assert pretrain.main([str(tmp_path / "grown"), *common, "--out", str(tmp_path / "b")]) == 0
     second = summary_of(capsys)

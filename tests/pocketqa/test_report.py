@@ -439,7 +439,10 @@ def test_races_with_devices_ratios_and_loads(project):
     page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
     teacher = row(page, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` | 101 |")
     assert "| 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms | 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB |" in teacher
-    assert "### squad, 1 thread, full\n\na processor (server), an OS, compute unit cpu; full, valid. [latency-squad-1-thread-2026-03-0" in page
+    assert (
+        "### squad, 1 thread, full\n\nsquad: questions of dev.json. a processor (server), an OS, compute unit cpu; full, valid. [latency-squad-1-"
+        in page
+    )
     assert "a phone (phone), iOS 17, compute unit ne, thermal state nominal; full, valid. [" in page
     assert "| student, coreml fp16 (random weights) | 101 | 2.00 ms |" in page
     assert "| student, pytorch fp32 `bbbbbbbbbbbb` | 101 | 30.00 ms |" in page

@@ -37,6 +37,7 @@ def test_version_one(tmp_path):
     first, second = squad.load(path)
     assert (first.id, first.question, first.context, first.title) == ("q1", "Who built it?", CONTEXT, "A mill")
     assert first.answers == (GoldAnswer("Ada", 16),) and not first.is_impossible
+    assert squad.parse(document(title=None))[0].title == ""
     assert second.id == "7"  # ids may be numbers in a file; predictions are kept by text
 
 
@@ -46,9 +47,9 @@ def test_version_two():
     assert [(e.is_impossible, len(e.answers)) for e in found] == [(False, 1), (True, 0), (True, 0)]
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".GZ"])
 def test_compressed_files(tmp_path, suffix):
-    press: Any = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    press: Any = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix.lower()]
     data = json.dumps(document(), ensure_ascii=False).encode()
     for prefix in (b"", b"\xef\xbb\xbf"):
         path = tmp_path / f"dev.json{suffix}"
@@ -131,6 +132,16 @@ def test_files_that_are_not_json_or_not_utf8(tmp_path):
     path.write_bytes(b'{"data": "caf\xe9"}')
     with pytest.raises(DataError, match="expected UTF-8, found byte 0xe9 at position 13"):
         squad.load(path)
+    path.write_bytes(b'\xef\xbb\xbf{"data": "caf\xe9"}')
+    with pytest.raises(DataError, match="found byte 0xe9 at position 16"):
+        squad.load(path)
+
+
+def test_half_of_a_surrogate_pair_is_refused(tmp_path):
+    path = tmp_path / "dev.json"
+    path.write_text('{"data": [{"paragraphs": [{"context": "Ada", "qas": [{"id": "q1", "question": "Who \\ud83d?", "answers": []}]}]}]}')
+    with pytest.raises(DataError, match=r"\(id q1\): expected whole characters in 'question', found half of a surrogate pair at code point 4"):
+        squad.load(path)
 
 
 def test_one_id_twice_is_refused(tmp_path):
@@ -152,6 +163,22 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name
 def test_a_place_that_the_system_does_not_let_be_seen(tmp_path):
     with pytest.raises(DataError, match=r"SQuAD-format file at .*, but it cannot be read: File name too long"):
         squad.load(tmp_path / ("x" * 300) / "dev.json")
+
+
+def test_a_title_that_too_many_passages_share_is_left_out(tmp_path):
+    """It stands for passages of unknown articles, which intervals draw one by one; a second question of a passage adds no letters."""
+
+    def article(title, passages):
+        letters = "a" * (squad.LONGEST_ARTICLE // 4 - 1)
+        qas = [[record(id=f"{title}-{n}-{q}", answers=[]) for q in range(2)] for n in range(passages)]
+        return {"title": title, "paragraphs": [{"context": f"{n}{letters}", "qas": qas[n]} for n in range(passages)]}
+
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": [article("unknown", 5), article("A mill", 4)]}), encoding="utf-8")
+    examples = squad.load(path)
+    assert [example.title for example in examples] == [""] * 10 + ["A mill"] * 8
+    assert len(set(squad.groups_of(examples))) == 5 + 1
+    assert set(squad.load(path, 3)) <= set(examples)  # the whole file tells, whatever the sample
 
 
 def test_a_sample_is_seeded_and_spread(tmp_path):
@@ -198,7 +225,9 @@ def test_hub_names(hub, tmp_path, monkeypatch):
     found = squad.load("owner/set")
     assert [e.is_impossible for e in found] == [False, True] and found[0].answers[1].text == "Ada built"
     squad.load("owner/set:train")
-    assert hub == [("owner/set", "validation"), ("owner/set", "train")]
+    squad.load("owner/set", split="train")
+    squad.load("owner/set:validation", split="train")
+    assert [split for _, split in hub] == ["validation", "train", "train", "validation"]
     with pytest.raises(DataError, match=r"neither a file nor a Hub data set.*FileNotFoundError: no such data set"):
         squad.load("owner/other")
 

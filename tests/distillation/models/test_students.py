@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, BertForMaskedLM, DistilBertForMaskedLM
 
-from distillation.models import students
+from distillation.models import modeling, students
 from distillation.text import lm
 from pocketqa.errors import TrainingError
 from tests.tiny import tiny_bert, tiny_distilbert, tiny_mobilebert
@@ -83,7 +83,7 @@ def test_the_geometries_of_tinybert() -> None:
 
 
 def test_a_bottleneck_student_takes_embeddings_and_head_of_its_teacher(tmp_path: Path) -> None:
-    config = lm.load_config(str(tiny_mobilebert(tmp_path / "m")))
+    config = modeling.load_config(str(tiny_mobilebert(tmp_path / "m")))
     wide = students.inverted_bottleneck(config, layers=2, inner=32, hidden=16, heads=2)
     wide.save_pretrained(tmp_path / "wide")
     with pytest.raises(TrainingError, match="pocketqa pretrain"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from distillation.questions.data import (
 from pocketqa import squad
 from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer
-from pocketqa.types import GoldAnswer, QAExample, WindowOptions
+from pocketqa.types import JSON, GoldAnswer, QAExample, WindowOptions
 from tests.tiny import tiny_bert, tiny_squad
 
 OPTIONS = WindowOptions(max_tokens=48, doc_stride=12, max_question_tokens=30)
@@ -117,6 +120,29 @@ def test_a_paragraph_under_two_titles_belongs_to_both() -> None:
     ]
     wrong = wrong_paragraphs(examples, 3, seed=0)
     assert {(example.question, example.context) for example in wrong} <= {("What is it that stands?", other), ("What fell?", shared)}
+
+
+def test_wrong_paragraphs_of_questions_without_titles() -> None:
+    untitled = [QAExample(str(n), f"What is {n}?", f"Passage {n} says x{n}.", (GoldAnswer(f"x{n}", 15),)) for n in range(6)]
+    titled = [replace(example, id=f"t{example.id}", title="Numbers") for example in untitled]
+    assert {example.id for example in wrong_paragraphs([*untitled, *titled], 12, seed=0)} == {f"t{n}-wrong-paragraph" for n in range(6)}
+    assert len(wrong_paragraphs(untitled, 12, seed=0)) == 6  # with no title anywhere, a file is one article
+
+
+def test_a_hub_data_set_without_a_split_trains_on_its_training_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    row = {"id": "1", "title": "Mills", "context": "Ada built it.", "question": "Who?", "answers": {"text": ["Ada"], "answer_start": [0]}}
+
+    def load_dataset(name: str, split: str) -> list[JSON]:
+        asked.append(split)
+        return [row]
+
+    module = types.ModuleType("datasets")
+    module.__dict__["load_dataset"] = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert len(DataSource.parse("squad").load(0)) == len(DataSource.parse("squad:validation").load(0)) == 1
+    assert asked == ["train", "validation"]
 
 
 def test_batches_have_few_shapes_and_never_more_positions_than_asked_for() -> None:

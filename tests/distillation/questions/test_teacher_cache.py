@@ -79,6 +79,17 @@ def test_it_holds_what_the_teacher_says(tmp_path: Path, source: Path, windows: l
     assert not start[~kept].any()
 
 
+def test_logits_that_are_not_finite_are_not_kept(tmp_path: Path, source: Path, windows: list[TrainingWindow]) -> None:
+    def overflowing() -> PreTrainedModel:
+        model: PreTrainedModel = modeling.load_reader(str(source)).eval()
+        torch.nn.init.constant_(model.qa_outputs.bias, float("inf"))
+        return model
+
+    with pytest.raises(TrainingError, match=r"logits are not finite in fp32.*Try --precision fp32"):
+        open_cache(tmp_path, source, windows, overflowing)
+    open_cache(tmp_path, source, windows, load(source))  # nothing stands in its place
+
+
 def test_other_data_and_other_teachers_get_their_own(tmp_path: Path, source: Path, windows: list[TrainingWindow]) -> None:
     open_cache(tmp_path, source, windows, load(source))
     other = tiny_bert(tmp_path / "other", seed=1)

@@ -106,12 +106,23 @@ def test_the_verb_leaves_a_squad_file_that_is_the_same_each_time(tmp_path: Path,
     assert gzip.decompress((tmp_path / "a.json.gz").read_bytes())
 
 
+def test_a_text_without_an_end_is_cut_between_paragraphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "lines.txt"
+    source.write_text("\n".join([MILL] * 10), "utf-8")
+    command = ["--corpus", str(source), "--out", str(tmp_path / "all.json"), "--max-words", "1000", "--json"]
+    for longest, passages_ in ((verb.LONGEST_TEXT, 1), (2 * len(MILL), 5)):
+        monkeypatch.setattr(verb, "LONGEST_TEXT", longest)
+        assert verb.main(command) == 0
+        assert json.loads(capsys.readouterr().out)["passages"] == passages_
+
+
 @pytest.mark.parametrize(
     ("text", "more", "says"),
     [
         ("One sentence alone.", [], "none in 1"),
         (MILL, ["--limit", "0"], "--limit and --max-words of at least 1"),
         (MILL, ["--out", "cloze.txt"], "--out to end with .json"),
+        (MILL, ["--out", "missing/cloze.json"], "Expected a folder at .*missing to write cloze.json in"),
     ],
 )
 def test_bad_input_leaves_nothing(tmp_path: Path, text: str, more: list[str], says: str) -> None:

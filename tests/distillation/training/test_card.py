@@ -1,19 +1,15 @@
-"""Model cards: front matter that the Hub reads, what the manifest knows, and scores of run files of these weights only."""
+"""Model cards: front matter that the Hub reads, what the manifest knows."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from distillation.training import card
 from distillation.training.checkpoints import weights_hash
-from pocketqa import runs
 from pocketqa.folders import write_manifest
-from pocketqa.runs import DataFile, RunFile, Subject
-from pocketqa.types import JSON, Scores
+from pocketqa.types import JSON
 from tests.tiny import tiny_bert
 
 SUMMARY: JSON = {
@@ -33,15 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("card") / "folder")
 
 
-def evaluation(weights: str) -> RunFile:
-    exact, f1 = np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 0.5, 1.0, 1.0])
-    results = runs.evaluation_results(Scores(75.0, 87.5, 4), exact, f1, ["a", "b", "c", "d"])
-    subject = Subject("student", "student", weights)
-    return RunFile("evaluation", "student", (subject,), (DataFile("dev.json", "0" * 64, 4, "development"),), "", "2026-01-31T12:00:00Z", {}, results)
-
-
-def written(folder: Path, *given: RunFile, base: str = "bert-base-uncased", license_id: str | None = None, summary: JSON = SUMMARY) -> str:
-    card.write(folder, "Student", base, summary, license_id, given)
+def written(folder: Path, base: str = "bert-base-uncased", license_id: str | None = None, summary: JSON = SUMMARY) -> str:
+    card.write(folder, "Student", base, summary, license_id)
     return (folder / "README.md").read_text()
 
 
@@ -87,28 +76,8 @@ def test_a_folder_is_named_by_its_manifest_and_never_by_its_place(folder: Path, 
     assert "secret" not in written(folder, base=str(start))
 
 
-def test_scores_are_those_of_run_files_of_these_weights(folder: Path) -> None:
-    assert "No run file has measured these weights yet." in written(folder)
-    assert "No run file has measured these weights yet." in written(folder, evaluation("f" * 64))
-    run = evaluation(weights_hash(str(folder)))
-    text = written(folder, run)
-    assert re.search(r"\| dev.json \| exact match \| 75.00 \[\d+.\d+, 100.00\] \| 4 \| evaluation-student-2026-01-31.json \|", text)
-    assert re.search(r"\| dev.json \| F1 \| 87.50 \[", text)
-
-
-def test_the_score_of_a_task(folder: Path) -> None:
-    results = runs.classification_results("rte", {"accuracy": 75.0}, [0, 1, 1, 0], [0, 1, 1, 1])
-    subject = Subject("student", "student", weights_hash(str(folder)))
-    data = (DataFile("rte.tsv", "0" * 64, 4, "development"),)
-    run = RunFile("classification", "student", (subject,), data, "", "2026-01-31T12:00:00Z", {}, results)
-    assert re.search(r"\| rte.tsv \| rte \| 75.00 \[\d+.\d+, 100.00\] \| 4 \| classification-student-2026-01-31.json \|", written(folder, run))
-
-
-def test_the_development_split_of_a_training(folder: Path) -> None:
-    results = runs.training_results(
-        questions=5, steps=1, tokens=9, seconds=1.0, loss=1.0, best=Scores(60.0, 70.0, 10), development={"file": "dev.json"}
-    )
-    subject = Subject("student", "student", weights_hash(str(folder)))
-    data = (DataFile("train.json", "0" * 64, 5, "training"),)
-    run = RunFile("training", "student", (subject,), data, "", "2026-01-31T12:00:00Z", {}, results)
-    assert "| dev.json | F1 | 70.00 | 10 | training-student-2026-01-31.json |" in written(folder, run)
+def test_the_score_that_the_training_took_of_itself(folder: Path) -> None:
+    assert "## Scores" not in written(folder)
+    scored = {**SUMMARY, "development": {"file": "dev.json", "sha256": "0" * 64, "exact_match": 60.0, "f1": 70.126, "count": 10, "seconds": 3.5}}
+    assert "## Scores\n\nOn dev.json, one training: exact match 60.00, f1 70.13.\n" in written(folder, summary=scored)
+    assert "On text kept apart from the training, one training: perplexity 9.50." in written(folder, summary={"development": {"perplexity": 9.5}})

@@ -71,12 +71,16 @@ def lines(made: JSON) -> list[str]:
 def test_teacher_student_and_baselines_in_one_table() -> None:
     found = lines(benchmark())
     assert found[0].startswith("student `bbbbbbbbbbbb`: open loop, 3 requests a second; the highest rate is that of the requests within p99<250ms.")
-    assert "Times are at 3 requests a second to each. Each search 2 times. Servers on 1 and client on 1 cores of their own. [load.json]" in found[0]
+    assert (
+        "Times are at 3 requests a second to each. Each search 2 times. A step of a search has 10 to 10 requests, of which a p99 is among the "
+        in found[0]
+    )
+    assert found[0].endswith("slowest. Servers on 1 and client on 1 cores of their own. [load.json]")
     rows = [line for line in found if line.startswith("| ") and " ms |" in line]
     assert [row.split(" | ")[0] for row in rows] == ["| teacher", "| student", "| B"]
     none = "none: it does not hold at the lowest rate"
     assert rows[0].endswith(f"| 70.00 | 80.50 | 0 | 2.00 [1.40, 2.10] |  | {none} |  |")
-    assert rows[1].startswith("| student | 20.00 [18.00, 22.00] ms | 20.00 [18.00, 22.00] ms | 20.00 [18.00, 22.00] ms | 70.00")
+    assert rows[1].startswith("| student | 10 | 20.00 [18.00, 22.00] ms | 20.00 [18.00, 22.00] ms | 20.00 [18.00, 22.00] ms | 70.00")
     assert rows[1].endswith("| 0 |  |  | 12.00 [11.00, 13.00] |  |")
     assert rows[2].endswith("| 1,000 | 1.50 [1.40, 2.10] | 1.50 [1.40, 1.60] | 6.00 [5.00, 7.00] | 2.00 [1.80, 2.20] |")
     assert "- B: what B is" in found

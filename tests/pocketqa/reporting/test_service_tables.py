@@ -80,11 +80,12 @@ def test_tables_of_a_race() -> None:
 
 def test_the_newest_race_comes_first_and_one_round_has_no_interval() -> None:
     once = point(1, "PocketQA") | {"rate": Interval(100.0, 100.0, 100.0).to_json()}
-    new = replace(run(results() | {"points": [once]}), created="2026-03-02T00:00:00Z")
+    new = replace(run(results() | {"points": [once], "ratios": [ratio(1, "B", "rate", 0.0)]}), created="2026-03-02T00:00:00Z")
     text = service_lines({"old.json": run(results()), "young.json": new}, lambda name, _: f"[{name}]")
     assert text[0].endswith("[young.json]")
     first = "\n".join(text).partition("[old.json]")[0]
     assert "| 1 | PocketQA | 10.00 ms | 20.00 ms | 100.00 | 70.00 |" in first
+    assert "| 1 | B |  |  | 1.20 |" in first
 
 
 def test_what_was_wanted_is_judged_against_the_better_of_the_plain_servers() -> None:
@@ -96,6 +97,15 @@ def test_what_was_wanted_is_judged_against_the_better_of_the_plain_servers() -> 
         "| against the better of the plain servers, 32 users: times as many answers a second | 8 | 6.00 [5.90, 6.10] (A bf16) | missed |",
         "| against B, 1 user: times faster at the median | 1.15 | 1.20 [1.10, 1.30] (B) | reached, the interval reaches below |",
     ]
+
+
+def test_a_bar_within_the_interval_is_neither_clearly_reached_nor_missed() -> None:
+    def judged(least: float) -> str:
+        return runs.verdict({"value": 1.43, "low": 1.33, "high": 1.51}, least)
+
+    assert [judged(least) for least in (1.3, 1.4, 1.5, 1.6)] == [
+        "reached", "reached, the interval reaches below", "missed, the interval reaches above", "missed",
+    ]  # fmt: skip
 
 
 def test_random_weights_and_busy_machines_are_said_so() -> None:
