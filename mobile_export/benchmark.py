@@ -25,6 +25,7 @@ from mobile_export.timing.single_stream import race
 from mobile_export.timing.sizes import sizes_of
 from mobile_export.timing.workloads import LONGEST_WINDOW, Workload, fixed_workload, squad_workload, stsb_workload
 from pocketqa import runs
+from pocketqa.errors import OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.runtimes import ENGINES
 from pocketqa.types import JSON
@@ -127,8 +128,12 @@ def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
     for model in arguments.models:
         if is_bundle(model):
             made.append(bundle_contestant(model, 1, unit=arguments.compute_unit))
+        elif fitting := [engine for engine in engines if named[engine] in ENGINES]:
+            made += [model_contestant(model, engine, 1) for engine in fitting]
         else:
-            made += [model_contestant(model, engine, 1) for engine in engines if named[engine] in ENGINES]
+            raise OptionsError(
+                f"{model} is a model folder, which runs in {', '.join(ENGINES)}; found {','.join(engines)}, of bundles: `pocketqa export`."
+            )
     return told_apart(made)
 
 

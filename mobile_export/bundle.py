@@ -37,6 +37,15 @@ TRACE = "trace.json"
 SHARED = (VOCABULARY, TOKENIZER, GOLDEN)  # what the bundles of one checkpoint have in common
 CONFIG = ("target", "scheme", "layout", "format", "lengths", "package", "model_type", "specification", "window", "compression")
 
+TAKEN = (
+    "Answer QuestionError SpanModel ReaderSettings WordPieceTokenizer QuestionWindow QuestionReader CoreMLSpanModel GoldenVectors "  # of our Swift
+    "Questions QuestionAnsweringTests ExecuTorchSpanModel Module Tensor Value "  # of HOWTO.md and ExecuTorch
+    "Any Array Bool Character Dictionary Double Error Float Int Never Optional Range Result Self Sequence Set String Substring Task Type "
+    "Bundle Calendar Data Date Decimal Formatter Host Locale Measurement Notification Operation Port Process Progress Scanner Stream Thread Timer "
+    "Unit Foundation App Button Color Font Form Image Label Link List Path Picker Scene Section State Table Text View"
+)
+"""Types of Swift, Foundation and SwiftUI, and of a bundle's own code: a model's class of the same name would not compile, or hide them."""
+
 MakePackage = Callable[[Path], None]
 """Writes the model to the path it is given, and may write more files beside it."""
 
@@ -212,10 +221,10 @@ def derive_bundle(
 
 
 def package_name(name: str, suffix: str) -> str:
-    """The model's file name, which Xcode makes a class name of: "tiny-bert" gives TinyBert.mlpackage."""
+    """The model's file name, which Xcode makes a class name of: "tiny-bert" gives TinyBert.mlpackage, and "string" StringQA.mlpackage."""
     words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in name).split()
     stem = "".join(word[0].upper() + word[1:] for word in words) or "Model"
-    return f"{'' if stem[0].isalpha() else 'Model'}{stem}{suffix}"
+    return f"{'' if stem[0].isalpha() else 'Model'}{stem}{'QA' if stem in TAKEN.split() else ''}{suffix}"
 
 
 def sizes(bundle: Bundle) -> dict[str, int]:

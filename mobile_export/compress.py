@@ -7,6 +7,7 @@ pocketqa compress bundles/student-ios18 --scheme mixed --max-f1-drop 1 --data de
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from mobile_export.compression.compress_text import summary
 from mobile_export.compression.quantisation import SPARSITY
 from mobile_export.targets import MIXED, NETWORK, PROGRAM, SCHEMES, TARGETS, check_scheme
+from mobile_export.verification.comparison import check_questions, is_squad_dev
 from pocketqa import runs, squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
@@ -24,6 +26,7 @@ from pocketqa.evaluation import judged
 from pocketqa.results import compression_results
 from pocketqa.runtimes.cached import default_folder
 from pocketqa.types import JSON, QAExample, RuntimeInfo, WindowOptions
+from pocketqa.writes import atomic_folder
 
 if TYPE_CHECKING:
     from mobile_export.bundle import Bundle
@@ -51,7 +54,10 @@ least harm for each byte saved first; then the loss of F1 of up to --points of t
 questions of --data (--limit). The smallest whose 95 % interval ends below --max-f1-drop is written: the fewer questions, the
 wider the interval. Measure on a development split. Logits are kept in --cache, so that an interrupted search goes on.
 
-Exit status: 0 done, 1 no combination is shown to be within --max-f1-drop, or the written bundle is not sound, 2 refused.
+--max-f1-drop X needs at least 300 / X questions, and what is not shown to be within it is not written. Questions longer than
+the bundle's Swift takes are left out.
+
+Exit status: 0 done, 1 nothing is shown to be within --max-f1-drop, or the written bundle is not sound, 2 refused.
 
 examples:
   pocketqa compress bundles/student-ios16 --scheme palette4 --embeddings int8 --out bundles/student-palette4
@@ -71,7 +77,7 @@ def main(argv: list[str]) -> int:
     _check_bundle(bundle, given)
     out = Path(given.out)
     check_out(out, given.force)
-    examples = judged(squad.load(given.data, given.limit, given.seed), bundle.no_answer, _progress) if given.data else []
+    examples = _examples(bundle, given) if given.data else []
     report = _search(bundle, out, examples, given) if given.scheme == MIXED else _compress(bundle, out, examples, given)
     if given.run_file:
         _progress(f"run file: {runs.write(_run(bundle, report, given, argv), given.run_file)}")
@@ -79,18 +85,50 @@ def main(argv: list[str]) -> int:
     return 0 if report["passed"] else BEYOND
 
 
+def _examples(bundle: Bundle, given: argparse.Namespace) -> list[QAExample]:
+    """What the loss of F1 is measured on.  Raises OptionsError where it is SQuAD dev and not said to be, or too little for the budget."""
+    from mobile_export.verification.verification import asked_in_app
+
+    if given.split != "squad-dev" and is_squad_dev(given.data):
+        raise OptionsError(f"{given.data} holds the questions of SQuAD dev, found --split {given.split}. Name a development split, or say squad-dev.")
+    examples = judged(squad.load(given.data, given.limit, given.seed), bundle.no_answer, _progress)
+    examples = asked_in_app(examples, bundle, _progress)
+    if given.max_f1_drop is not None:
+        check_questions(len(examples), given.max_f1_drop)
+    return examples
+
+
+class _Beyond(Exception):
+    """The loss is not shown to be within the budget: what was written is not kept."""
+
+
 def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
-    """One scheme for all, and what `verify` says of the result beside the float16 bundle."""
+    """One scheme for all, and what `verify` says of the result beside the float16 bundle; kept unless it is beyond the budget."""
+    report = _report(bundle, examples, given)
+    with contextlib.suppress(_Beyond), atomic_folder(out, given.force) as folder:
+        made, schemes = _write(bundle, folder, given)
+        verified = _verified(bundle, made, examples, given)
+        report |= _written(made, out, verified) | {"passed": verified["passed"]}
+        if results := verified["results"]:
+            figures = {"bytes": results["bytes"]["weights"], "f1": results["f1"], "f1_loss": results["agreement"]["f1_loss"]}
+            report["points"] = [figures | {"chosen": _chosen(schemes) or {"all matrices": made.scheme}}]
+            report["selected"] = 0 if verified["passed"] else None
+        if given.max_f1_drop is not None and not verified["passed"]:
+            report["out"] = None
+            raise _Beyond
+    return report
+
+
+def _verified(bundle: Bundle, made: Bundle, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
+    """What `verify` says of a compressed bundle beside the float16 one."""
     from mobile_export.verification.isolated import IsolatedRuntime
     from mobile_export.verification.verification import measure_bundle, verify_bundle
-
-    made, schemes = _write(bundle, out, given)
 
     def reference(window: WindowOptions) -> Measured:
         with IsolatedRuntime(bundle.path, threads=given.threads) as runtime:
             return measure_bundle(bundle, runtime, examples, _cache(given), progress=True)
 
-    verified = verify_bundle(
+    return verify_bundle(
         made,
         examples=examples,
         reference=reference if examples else None,
@@ -99,16 +137,10 @@ def _compress(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: a
         cache=_cache(given),
         progress=True,
     )
-    report = _report(bundle, examples, given) | _written(made, out, verified)
-    if results := verified["results"]:
-        figures = {"bytes": results["bytes"]["weights"], "f1": results["f1"], "f1_loss": results["agreement"]["f1_loss"]}
-        report["points"] = [figures | {"chosen": _chosen(schemes) or {"all matrices": made.scheme}}]
-        report["selected"] = 0 if verified["passed"] else None
-    return report | {"passed": verified["passed"]}
 
 
 def _write(bundle: Bundle, out: Path, given: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
-    """The bundle in one scheme, and the scheme of each weight, which the older neuralnetwork type does not let choose."""
+    """The bundle in one scheme, in an empty folder, and the scheme of each weight, which the older neuralnetwork type does not let choose."""
     from mobile_export.bundle import derive_bundle
     from mobile_export.compression.compression import EMBEDDINGS, compress_bundle, plan, table
     from mobile_export.interpreter.mlprogram import open_program
@@ -119,13 +151,13 @@ def _write(bundle: Bundle, out: Path, given: argparse.Namespace) -> tuple[Bundle
 
         _progress(f"{title}: all matrices in 8 bits, in the older neuralnetwork type")
         package = bundle.package
-        return derive_bundle(bundle, out, lambda path: write_network(package, path), scheme=given.scheme, compression={}, replace=given.force), {}
+        return derive_bundle(bundle, out, lambda path: write_network(package, path), scheme=given.scheme, compression={}), {}
     parts = plan(open_program(bundle.package), given.scheme, given.embeddings, given.sparsity)
     schemes = {part.name: part.scheme for part in parts if part.scheme != "fp16"}
     if not given.embeddings and given.scheme in EMBEDDINGS:
         title += "; embeddings in {}: {}".format(*EMBEDDINGS[given.scheme])
     _progress(f"{title}\n{table(parts)}")
-    return compress_bundle(bundle, out, given.scheme, schemes, sparsity=given.sparsity, replace=given.force), schemes
+    return compress_bundle(bundle, out, given.scheme, schemes, sparsity=given.sparsity), schemes
 
 
 def _search(bundle: Bundle, out: Path, examples: Sequence[QAExample], given: argparse.Namespace) -> JSON:
@@ -273,7 +305,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="the bundle folder to make")
     add("--embeddings", choices=["fp16", *schemes[:-1]], help="scheme of words and positions (default: see below)")
     add("--sparsity", type=float, default=SPARSITY, metavar="S", help=f"share of zeros for sparse (default {SPARSITY:g})")
-    add("--max-f1-drop", type=float, metavar="X", help="budget in percent points of F1: the upper end of the interval must lie below it")
+    add(
+        "--max-f1-drop",
+        type=float,
+        metavar="X",
+        help="budget in percent points of F1: the upper end of the interval must lie below it, or nothing is written",
+    )
     add("--data", metavar="FILE", help="SQuAD-format development split that the loss of F1 is measured on")
     add("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
     add("--seed", type=int, default=0, metavar="S", help="of the samples (default 0)")

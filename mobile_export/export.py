@@ -161,9 +161,10 @@ def _plan(checkpoint: Checkpoint, target: Target, scheme: str, layout: str, leng
     config = checkpoint.model.config
     parameters = sum(parameter.numel() for name, parameter in checkpoint.model.named_parameters() if ".pooler." not in name)
     specification = f", specification {target.specification}" if target.specification else ""
+    width, precision = (4, "float32") if scheme == "fp32" else (2, "float16")
     return (
         f"{checkpoint.name}: {config.model_type}, {config.num_hidden_layers} layers x {config.hidden_size}, "
-        f"{parameters / 1e6:.1f} million parameters (about {2 * parameters / MEGABYTE:.0f} MB in float16)\n"
+        f"{parameters / 1e6:.1f} million parameters (about {width * parameters / MEGABYTE:.0f} MB in {precision})\n"
         f"target {target.name}: {target.minimum_os} or later{specification}; {scheme}, layout {layout}; "
         f"window {'length' if len(lengths) == 1 else 'lengths'} {', '.join(map(str, lengths))}\n"
         f"checking and converting to {path} ..."

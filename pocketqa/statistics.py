@@ -11,6 +11,7 @@ Legend: N values, U units (the values themselves, or the groups), R resamples of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -22,6 +23,9 @@ from pocketqa.types import JSON
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+RULE_OF_THREE = 300.0
+"""Percent times questions: where none of N was lost, 3 / N of all may be, at a confidence of 95 % (Hanley and Lippman-Hand, JAMA 249, 1983)."""
+
 CHUNK_ELEMENTS = 4_000_000  # drawn units held at once: 32 MB of 64-bit counts
 TIME_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
@@ -150,9 +154,16 @@ def quantile_interval(
     return percentile_interval(float(np.quantile(checked, quantile)), np.concatenate(found), level)
 
 
-def passes_gate(loss: Interval, limit: float) -> bool:
-    """Whether a loss is shown to be small: the upper end of its interval lies below the limit, in the same unit.  One value shows nothing."""
-    return loss.high < limit and not loss.alone
+def passes_gate(loss: Interval, limit: float, questions: int) -> bool:
+    """Whether a loss of F1 is shown to be small: the upper end of its interval lies below the limit, both in percent points, and there were enough
+    questions for that: of a few, none may happen to be lost, and their interval is [0, 0].
+    """
+    return loss.high < limit and questions >= least_questions(limit)
+
+
+def least_questions(limit: float) -> int:
+    """Fewest questions that can show a loss below `limit` percent points.  One shows nothing."""
+    return max(2, math.ceil(RULE_OF_THREE / limit - 1e-9))  # rounding must not ask for one more
 
 
 def resampled_means(values: Values, groups: Groups | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Values:
@@ -204,7 +215,7 @@ def draws(units: int, resamples: int, seed: int, width: int | None = None) -> It
 
 def count_groups(groups: Groups) -> int:
     """How many different ones there are; with fewer than two, values are resampled in their place."""
-    return len(np.unique(np.asarray(groups)))
+    return len(set(groups))
 
 
 def _units(groups: Groups | None, count: int) -> tuple[int, NDArray[np.int64]]:
@@ -212,9 +223,9 @@ def _units(groups: Groups | None, count: int) -> tuple[int, NDArray[np.int64]]:
     if groups is not None and len(groups) != count:
         raise OptionsError(f"Expected one group for each of {count} values, found {len(groups)}.")
     if groups is not None:
-        names, membership = np.unique(np.asarray(groups), return_inverse=True)
-        if len(names) > 1:
-            return len(names), membership.astype(np.int64).reshape(-1)
+        numbers = {group: number for number, group in enumerate(sorted(set(groups)))}  # an array of texts takes the room of the longest for each
+        if len(numbers) > 1:
+            return len(numbers), np.array([numbers[group] for group in groups], dtype=np.int64)
     return count, np.arange(count, dtype=np.int64)
 
 

@@ -28,6 +28,7 @@ HUB_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
     "manifest.json",
+    "README.md",  # states the licence
 )
 MODEL_TYPES = ("bert", "distilbert", "mobilebert")
 TO_SAFETENSORS = "python -c \"from transformers import AutoModelForQuestionAnswering as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\""

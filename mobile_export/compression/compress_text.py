@@ -16,6 +16,8 @@ MEGABYTE = 1e6
 def summary(report: JSON, data: str | None) -> str:
     """The points of a search, the new bundle, the next command.  data: the file that was measured on, where there was one."""
     lines = [_front(report), ""] if report["scheme"] == MIXED else []
+    if report["scheme"] != MIXED and report["out"] is None:
+        return f"{block(report['verification'])}\nNothing was written: it is not shown to lose less than {report['max_f1_drop']:g} F1."
     if "out" not in report:
         nearest = min((point["f1_loss"] for point in report["points"]), key=lambda loss: float(loss["high"]))
         lines += [

@@ -207,8 +207,8 @@ def _difference(weight: NDArray[np.float32], decoded: NDArray[np.float32], schem
     channels = weight.shape[channel_axis(weight.shape)]
     blocks = channels if scheme == "int8" else channels * weight.shape[channel_axis(weight.shape) + 1] // block_size(weight.shape)
     step = np.abs(weight).reshape(blocks, -1).max(1, keepdims=True) / np.float32(2 ** (BITS[scheme] - 1) - 1)  # (blocks, 1)
-    # half a step, a scale rounded up to the next float16, and the product rounded to float16
-    allowed = step * np.float32(0.5 + 2**-10) + np.abs(decoded).reshape(blocks, -1) * np.float32(2**-11) + np.float32(2**-24)
+    # half a step, a scale rounded up to the next float16, and the product rounded to float16; of what was wanted, since inf would allow inf
+    allowed = step * np.float32(0.5 + 2**-10) + np.abs(weight).reshape(blocks, -1) * np.float32(2**-11) + np.float32(2**-24)
     beyond = np.count_nonzero(~(np.abs(decoded - weight).reshape(blocks, -1) <= allowed))  # the comparison is false for NaN as well
     return f"{beyond} values are further than half a step from the original" if beyond else ""
 

@@ -32,10 +32,9 @@ from mobile_export.interpreter.interpreter import Interpreter
 from mobile_export.interpreter.mlprogram import Program, open_program
 from mobile_export.targets import Target
 from mobile_export.verification.artefact import code_hash, reader_over
-from mobile_export.verification.comparison import groups_of
 from mobile_export.verification.isolated import IsolatedRuntime
 from mobile_export.verification.verification import measure_bundle, measure_with
-from pocketqa import __version__
+from pocketqa import __version__, squad
 from pocketqa.evaluation import Measured, evaluation_windows
 from pocketqa.features import Encoded, padded_flags
 from pocketqa.runtimes.cached import CachedRuntime
@@ -101,7 +100,7 @@ def search(bundle: Bundle, examples: Sequence[QAExample], options: SearchOptions
 
     total = sum(part.before for part in parts_of(trials.program, {}))
     points = explore(changes, total, evaluate, options.points, options.budget)
-    within = [point for point in points if point.schemes and passes_gate(point.loss, options.budget)]
+    within = [point for point in points if point.schemes and passes_gate(point.loss, options.budget, len(examples))]
     selected = min(within, key=lambda point: point.bytes, default=None)
     return Outcome(tuple(points), selected, sensitivity, len(sample.windows), reference, trials.forms)
 
@@ -157,7 +156,7 @@ class Trials:
         """The loss of F1 against the reference, with its paired interval over articles."""
         reader = reader_over(self.bundle, _Trial(self, schemes))
         measured = measure_with(reader, self.bundle.window, examples, self._identity(schemes), self.options.cache, progress=True)
-        loss = mean_difference(reference.f1, measured.f1, groups_of(examples)).scaled(100)
+        loss = mean_difference(reference.f1, measured.f1, squad.groups_of(examples)).scaled(100)
         return Point(dict(schemes), sum(part.after for part in parts_of(self.program, schemes)), measured.scores.f1, loss)
 
     def interpreter(self, schemes: Schemes) -> Interpreter:

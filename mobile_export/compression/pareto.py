@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketqa.statistics import Interval, passes_gate
+from pocketqa.statistics import Interval
 
 NEAR = 0.01  # of all bytes: a search that has come as near as this to its budget is at its end
 
@@ -72,7 +72,7 @@ def explore(changes: Sequence[Change], total: int, evaluate: Callable[[Schemes],
     while len(found) < most:
         front, sizes = front_of(changes), _sizes_along(changes, total)
         known = {place: found[key_of(state)] for place, state in enumerate(front) if key_of(state) in found}
-        best = max((place for place, point in known.items() if passes_gate(point.loss, budget)), default=0)  # 0 is float16, which loses nothing
+        best = max((place for place, point in known.items() if point.loss.high < budget), default=0)  # 0 is float16, which loses nothing
         beyond = min((place for place in known if place > best), default=None)
         if beyond is None and best < len(front) - 1:  # a continued front, of which nothing is known yet
             place = len(front) - 1

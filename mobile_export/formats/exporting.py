@@ -59,7 +59,8 @@ def export_bundle(
     def make_rest(folder: Path) -> None:
         (folder / VOCABULARY).write_text(checkpoint.vocabulary.text, encoding="utf-8")
         (folder / TOKENIZER).write_bytes(tokenizer)
-        (folder / GOLDEN).write_text(golden_vectors(checkpoint.model, Tokenizer(folder / TOKENIZER), window, checkpoint.no_answer), encoding="utf-8")
+        vectors = golden_vectors(checkpoint.model, Tokenizer(folder / TOKENIZER), window, checkpoint.no_answer, lengths)
+        (folder / GOLDEN).write_text(vectors, encoding="utf-8")
 
     bundle = write_bundle(
         out,

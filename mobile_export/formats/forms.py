@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mobile_export.verification.comparison import check_questions, is_squad_dev
 from pocketqa import __version__, metrics, squad
 from pocketqa.errors import EngineError, MissingExtra, OptionsError
 from pocketqa.evaluation import Values, evaluation_windows, judged, predict
@@ -120,11 +121,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a form in int8 of the model folder CHECKPOINT, in place of --out")
     add = group.add_argument
     add("--form", choices=tuple(ENGINE_OF), help="kept in CHECKPOINT/forms if it passes its gate")
-    add("--data", metavar="FILE", help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub name: the development split that judges it")
+    add(
+        "--data",
+        metavar="FILE",
+        help="SQuAD-format file (.json, .gz, .bz2, .xz) or Hub NAME[:SPLIT]: the development split that judges it",
+    )
     add("--limit", type=int, metavar="N", help="a seeded sample of N questions over the whole file")
     add("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     add("--split", choices=GATE_SPLITS, default=DEVELOPMENT, help="what the data are (default: %(default)s)")
-    limit = "limit in points for the upper end of the F1 loss's 95%% interval (default: %(default)s)"
+    limit = "limit in points for the upper end of the F1 loss's 95%% interval, of at least 300 / X questions (default: %(default)s)"
     add("--max-f1-loss", type=float, default=MAX_F1_LOSS, metavar="X", help=limit)
 
 
@@ -154,7 +159,10 @@ def make_form(
     engine = _check(form, split, max_f1_loss)
     model = ModelFolder(Path(path))
     manifest = model.verify()
+    if is_squad_dev(data):
+        raise OptionsError(f"Expected --data to be a development split, found the questions of SQuAD dev in {data}: choices are not made on it.")
     examples = judged(squad.load(data, limit, seed), manifest.no_answer, say)
+    check_questions(len(examples), max_f1_loss)
     place = form_folder(model, engine)
     first = not place.parent.exists()
     try:
@@ -173,7 +181,7 @@ def make_form(
                 gate = Gate(Path(data).name, squad.source_hash(data), split, len(examples), limit, seed, f1, loss, max_f1_loss)
                 say(gate.words)
                 config = {"form": form, "engine": engine, "precision": INT8, "excluded": [], **details, "gate": gate.to_json()}
-                if passes_gate(loss, max_f1_loss):
+                if passes_gate(loss, max_f1_loss, len(examples)):
                     break
                 failure = _refusal(gate, form, model)
             else:

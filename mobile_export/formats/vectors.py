@@ -4,7 +4,7 @@ golden.json of a bundle:
 
     {"format": 1, "engine": "PyTorch 2.x fp32", "window": {"max_tokens", "doc_stride", "max_question_tokens"},
      "questions": [{"question", "context",
-                    "windows": [{"ids": [...], "start_logits": [...], "end_logits": [...]}],       unpadded, as many as the passage needs
+                    "windows": [{"ids": [...], "start_logits": [...], "end_logits": [...]}],       without padding, as many as the passage needs
                     "answer": {"text", "start", "end", "utf16_start", "utf16_end", "score"},        code points, and what Swift's NSRange counts
                     "gap": 1.25}],                                                                 best span's logits minus the next one's
      "texts": [{"text", "ids", "utf16": [[start, end], ...],                                       the tokenizer alone, on awkward text
@@ -60,9 +60,12 @@ of several code points, special tokens that a user types, words beyond WordPiece
 made of several code points, of which some are tokens and some are dropped."""
 
 
-def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowOptions, no_answer: NoAnswer | None = None) -> str:
+def golden_vectors(
+    model: PreTrainedModel, tokenizer: Tokenizer, window: WindowOptions, no_answer: NoAnswer | None = None, lengths: Sequence[int] = ()
+) -> str:
     """The text of golden.json, computed by the checkpoint in float32, one window at a time and in one thread: the same bytes on every run.
 
+    lengths: those of the bundle, ascending.  Windows are padded to them where the model feels padding: MobileBERT mixes each position with the next.
     Raises OptionsError where the windows are too short for any question.
     """
     import torch
@@ -70,11 +73,12 @@ def golden_vectors(model: PreTrainedModel, tokenizer: Tokenizer, window: WindowO
     from pocketqa.runtimes.pytorch import PyTorchRuntime
 
     questions = []
+    padded = lengths if getattr(model.config, "trigram_input", False) else ()
     with _one_thread():
         runtime = PyTorchRuntime(model)
         for question, context in golden_pairs():
             if encoded := _fitting(tokenizer, question, context, window):
-                questions.append(_question(encoded, _logits(runtime, encoded), no_answer))
+                questions.append(_question(encoded, _logits(runtime, encoded, padded, tokenizer.pad_id), no_answer))
     if not questions:
         raise OptionsError(f"Windows of {window.max_tokens} tokens have no room for a question. Choose a greater --length.")
     document = {
@@ -129,14 +133,15 @@ def _fitting(tokenizer: Tokenizer, question: str, context: str, window: WindowOp
     return None
 
 
-def _logits(runtime: Runtime, encoded: Encoded) -> SpanLogits:
-    """Logits (W, T), each window by itself and unpadded: batches of other sizes would round otherwise."""
+def _logits(runtime: Runtime, encoded: Encoded, lengths: Sequence[int], pad_id: int) -> SpanLogits:
+    """Logits (W, T), each window by itself, since batches of other sizes would round otherwise, and padded to the least of the lengths, if any."""
     longest = max(map(len, encoded.windows))
     start = np.zeros((len(encoded.windows), longest), np.float32)  # (W, T)
     end = np.zeros_like(start)  # (W, T)
     for row, window in enumerate(encoded.windows):
-        logits = runtime.forward(collate([window]))
-        start[row, : len(window)], end[row, : len(window)] = logits.start[0], logits.end[0]
+        length = next((length for length in lengths if length >= len(window)), None)
+        logits = runtime.forward(collate([window], length, pad_id))
+        start[row, : len(window)], end[row, : len(window)] = logits.start[0, : len(window)], logits.end[0, : len(window)]
     return SpanLogits(start, end)
 
 

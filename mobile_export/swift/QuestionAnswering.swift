@@ -401,7 +401,7 @@ public final class QuestionReader {
             let position = chosen.firstIndex { $0.score < nothing.score } ?? chosen.count
             chosen.insert(nothing, at: position)
         }
-        return Array(chosen.prefix(count))
+        return Array(chosen.prefix(max(0, count)))  // which traps below zero
     }
 
     /// All spans within the length limit, each counted only in the window in which its first token has its best context; best first.

@@ -34,7 +34,7 @@ Mac only: elsewhere its sizes are reported.
 a phone's run file: kind "latency", as this command writes it, with
   results.device      {{"name", "os", "compute_unit": cpu|gpu|ne|all, "thermal_state": nominal|fair|serious|critical, "kind": "phone"}}
   results.mode, .rules {{"queries", "seconds", "valid"}}, .timings {{label: summary in ms}}, .stages {{label: {{"forward": summary, ...}}}}
-  results.queries, .seconds {{label: number}}, of all that was timed
+  results.queries, .seconds {{label: number}}, of all that was timed: count, and mean x count, of .timings
   results.load_seconds, .first_run_seconds {{label: {{"cold", "warm"}}}}, .bytes {{label: {{"package", ...}}}}
 --check FILE reads one and lists what is missing or wrong; status 1 where its queries and seconds are not what its mode asks for.
 """
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     engines = f"out of {', '.join(ENGINE_NAMES)}; with a precision: openvino:bf16 (default: onnxruntime; --preset paper: and executorch)"
     add("--engines", metavar="E,E", help=engines)
     add("--threads", metavar="N,N", help="threads of each contestant (default: 1,2)")
-    workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training or service, which have a --help of their own"
+    workloads = "out of squad, fixed, stsb DIR (default: squad fixed); or training, service or load, which have a --help of their own"
     units = "of Core ML, on a Mac: its bundles race by themselves, on as many threads as it likes (default: %(default)s)"
     add("--compute-unit", choices=tuple(UNITS), default="cpu", help=units)
     add("--workload", nargs="+", default=[], metavar="W", help=workloads)

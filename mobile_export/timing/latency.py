@@ -6,9 +6,11 @@ medians and of 90th percentiles, resample pairs.  Where the interval holds 1 the
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -44,6 +46,7 @@ THERMAL_STATES = ("nominal", "fair", "serious", "critical")  # ProcessInfo.Therm
 DRAWN = 20_000_000  # values drawn for one interval at most: long runs need fewer resamples than short ones
 FEWEST_RESAMPLES = 1000
 CHUNK_VALUES = 4_000_000
+SAME_TOTAL = 0.05  # share, or seconds, by which mean x count may miss the total: both are rounded
 PAPER_SECONDS = {"BERT-base": 668.0, "DistilBERT": 410.0}  # DistilBERT paper (arXiv 1910.01108), table 3
 SOURCE = "MLPerf Mobile, single stream (mlcommons/mobile_app_open: flutter/assets/tasks.pbtxt)"
 
@@ -163,7 +166,7 @@ def latency_problems(run: RunFile) -> list[str]:
     if not labels:
         problems.append("timings must hold at least one summary")
     for label in labels:
-        problems += _summary_problems(f"timings of {label!r}", r["timings"][label])
+        problems += _summary_problems(f"timings of {label!r}", r["timings"][label]) or _contradictions(r, label)
     for key, fields in BY_LABEL.items():
         for label in labels:
             problems += _fields_problems(key, fields, label, _entry(r, key, label))
@@ -215,10 +218,24 @@ def _summary_problems(where: str, summary: object) -> list[str]:
     problems = [f"{where}: {name} must be a number, found {summary.get(name)!r}" for name in SUMMARY if not _is_number(summary.get(name))]
     if summary.get("unit") not in list(TIME_UNITS):
         problems.append(f"{where}: unit must be one of {', '.join(TIME_UNITS)}, found {summary.get('unit')!r}")
+    if not problems and not summary["p50"] <= summary["p90"] <= summary["p99"]:
+        problems.append(f"{where}: expected p50 <= p90 <= p99, found {summary['p50']}, {summary['p90']}, {summary['p99']}")
     return problems
 
 
-def _is_number(value: object) -> bool:
+def _contradictions(results: JSON, label: str) -> list[str]:
+    """Where a summary without `_summary_problems` is not of the queries and seconds that the file gives; both are looked for elsewhere."""
+    timing, queries, seconds = results["timings"][label], _entry(results, "queries", label), _entry(results, "seconds", label)
+    problems = []
+    if _is_number(queries) and queries != timing["count"]:
+        problems.append(f"queries of {label!r} must be the count of its timings, {timing['count']}, found {queries}")
+    total = float(timing["mean"]) * timing["count"] / TIME_UNITS[timing["unit"]]
+    if _is_number(seconds) and not math.isclose(total, seconds, rel_tol=SAME_TOTAL, abs_tol=SAME_TOTAL):
+        problems.append(f"seconds of {label!r} must be mean x count of its timings, {total:.3f}, found {seconds}")
+    return problems
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     """Of 0 or more, and no greater than can be computed with."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 

@@ -118,7 +118,7 @@ def contestants_of(arguments: argparse.Namespace) -> Iterator[tuple[list[Contest
         made: list[Contestant] = []
         for role, geometry in (("teacher", BERT_BASE), ("student", DISTILBERT)):
             folder, origin = find_model(getattr(arguments, role), HUB[role], geometry, Path(temporary) / role)
-            made += [_contestant(folder, engine, geometry.name, role, origin) for engine in engines]
+            made += [_contestant(folder, engine, geometry.name, role, origin, Path(temporary)) for engine in engines]
         plain = [contestant for contestant in made if contestant.form == "model"]
         zeros = [replace(c, name=f"{DISTILBERT.name} on {ZEROS} zeros", zeros=ZEROS) for c in plain if c.role == "student"][:1]
         yield [*made, *zeros], made[0]
@@ -153,7 +153,7 @@ def cached(name: str) -> Path | None:
     return Path(files[0]).parent if all(isinstance(file, str) for file in files) and isinstance(files[0], str) else None
 
 
-def _contestant(folder: Path, engine: str, name: str, role: str, origin: str) -> Contestant:
+def _contestant(folder: Path, engine: str, name: str, role: str, origin: str, temporary: Path) -> Contestant:
     named, precision = parse_engine(engine)
     if named in ENGINES and origin == WEIGHTS:
         return model_contestant(folder, engine, 1, name=name, role=role)
@@ -164,6 +164,6 @@ def _contestant(folder: Path, engine: str, name: str, role: str, origin: str) ->
     from mobile_export.targets import find_target
 
     progress(f"writing {name} for ExecuTorch in {precision}")
-    out = folder.parent / f"{role}-executorch-{precision}"
+    out = temporary / f"{role}-executorch-{precision}"
     export_bundle(open_checkpoint(str(folder)), out, find_target("executorch"), (TOKENS,), scheme=precision)
     return replace(bundle_contestant(out, 1, name=name, role=role), origin=origin)

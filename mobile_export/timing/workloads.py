@@ -1,7 +1,7 @@
 """What the contestants of a benchmark are asked: lists of queries, made once and given to every contestant alike.
 
-    squad     questions on their passages, in the lengths in which SQuAD has them, windows of at most 384 tokens, padded only where a program
-              takes fixed lengths
+    squad     questions on their passages (those of the samples are longer than most of SQuAD's), windows of at most 384 tokens, padded only where
+              a program takes fixed lengths
     fixed     windows of real text that hold exactly 128 or 384 tokens, as MLPerf Mobile and the phones of the DistilBERT paper take them
     stsb      every pair of GLUE's STS-B development file once, unpadded (the CPU experiment of the DistilBERT paper, table 3)
 

@@ -5,16 +5,21 @@ Legend: N questions, P passage tokens of all windows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from pocketqa.errors import VocabularyMismatch
+from pocketqa import squad
+from pocketqa.errors import OptionsError, VocabularyMismatch
 from pocketqa.evaluation import Measured, Values
-from pocketqa.statistics import Interval, mean_difference, passes_gate
+from pocketqa.statistics import Interval, least_questions, mean_difference, passes_gate
 from pocketqa.types import JSON, Floats, QAExample
 
 GATES = {"fp16": 0.3, "int8": 0.6}  # percent points of F1 that a scheme may lose, unless the caller says otherwise
+SQUAD_DEV = "3fdb9bf5e1a187ca5f02c2bcbb252ae1198cc49832c888d608623b5c24bc24c1"
+"""sha256 of the question ids of SQuAD v1.1 dev in their order, one a line: the same in every way of storing it."""
+
 CLOSE_CALL = 0.05  # logits between the two best spans below which float16 may exchange them
 
 
@@ -32,7 +37,7 @@ def compare_measured(artefact: Measured, reference: Measured, examples: Sequence
             f"Expected artefact and reference to cut the texts into the same tokens, found {len(artefact.start)} and {len(reference.start)} passage "
             "tokens. Compare a bundle with the model it was made from."
         )
-    groups = groups_of(examples)
+    groups = squad.groups_of(examples)
     others = [i for i, (a, b) in enumerate(zip(artefact.spans, reference.spans, strict=True)) if a != b]
     others.sort(key=lambda i: -reference.gaps[i])
     found = np.concatenate((artefact.start, artefact.end)).astype(np.float64)  # (2 P,)
@@ -53,17 +58,36 @@ def compare_measured(artefact: Measured, reference: Measured, examples: Sequence
 
 
 def gate(scheme: str, agreement: JSON, limit: float | None = None) -> JSON | None:
-    """Whether the F1 loss is shown to be below the limit (that of the scheme where none is given); None where there is no limit."""
+    """Whether the F1 loss is shown to be below the limit (that of the scheme where none is given); None where there is no limit.
+
+    "questions": how many it was measured on; "least_questions": how many the limit needs.
+    """
     limit = GATES.get(scheme) if limit is None else limit
     if limit is None:
         return None
-    loss = agreement["f1_loss"]
-    return {"limit": limit, "f1_loss": loss, "passed": passes_gate(Interval.from_json(loss), limit)}
+    loss, questions = agreement["f1_loss"], agreement["count"]
+    passed = passes_gate(Interval.from_json(loss), limit, questions)
+    return {"limit": limit, "f1_loss": loss, "questions": questions, "least_questions": least_questions(limit), "passed": passed}
 
 
-def groups_of(examples: Sequence[QAExample]) -> list[str]:
-    """What the intervals resample: the article of each question, or its passage."""
-    return [example.title or example.context for example in examples]
+def check_questions(questions: int, limit: float) -> None:
+    """Before any work: raises OptionsError where no result on so few questions could show a loss of F1 below the limit."""
+    if questions < (least := least_questions(limit)):
+        raise OptionsError(
+            f"Expected questions enough to show that less than {limit:g} points of F1 are lost, found {too_few(questions, least)}. "
+            "Leave out --limit, or name more data."
+        )
+
+
+def too_few(questions: int, least: int) -> str:
+    """For people."""
+    return f"too few questions: {questions:,}, at least {least:,}"
+
+
+def is_squad_dev(source: str) -> bool:
+    """Whether a data file or Hub data set holds the questions of SQuAD v1.1 dev.  Raises DataError."""
+    ids = sorted(example.id for example in squad.load(source))
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest() == SQUAD_DEV
 
 
 def psnr(found: Values | Floats, wanted: Values | Floats) -> float | None:

@@ -22,10 +22,11 @@ import numpy as np
 from mobile_export.bundle import Bundle, sizes
 from mobile_export.formats.vectors import read_vectors
 from mobile_export.verification.artefact import reader_of, reader_over
-from mobile_export.verification.comparison import compare_measured, gate, groups_of
+from mobile_export.verification.comparison import compare_measured, gate
 from mobile_export.verification.golden import replay_vectors
 from mobile_export.verification.isolated import IsolatedRuntime
-from pocketqa.errors import EngineError
+from pocketqa import squad
+from pocketqa.errors import DataError, EngineError
 from pocketqa.evaluation import Measured, evaluation_windows, measure
 from pocketqa.features import Tokenizer
 from pocketqa.reader import Reader
@@ -106,6 +107,20 @@ def check_bundle(bundle: Bundle, runtime: IsolatedRuntime, examples: Sequence[QA
     return found | {"problems": _problems(found)}
 
 
+def asked_in_app(examples: Sequence[QAExample], bundle: Bundle, say: Callable[[str], None]) -> list[QAExample]:
+    """The examples whose question the bundle's Swift takes; it refuses the others (`questionTooLong`), so that they have no part in its scores.
+
+    Raises DataError where none is left.
+    """
+    tokenizer, most = Tokenizer(bundle.tokenizer), bundle.window.max_question_tokens
+    kept = [example for example in examples if tokenizer.count_tokens(example.question) <= most]
+    if not kept:
+        raise DataError(f"Expected questions of at most {most} tokens, which {bundle.path} takes, found none. Export it with a greater --length.")
+    if left := len(examples) - len(kept):
+        say(f"{left:,} questions of more than {most} tokens are left out: an app with {bundle.path} refuses them")
+    return kept
+
+
 def measure_bundle(
     bundle: Bundle, runtime: IsolatedRuntime, examples: Sequence[QAExample], cache: Path | None = None, progress: bool = False
 ) -> Measured:
@@ -136,7 +151,7 @@ def measure_with(
 
 def results_of(checks: JSON, measured: Measured, examples: Sequence[QAExample], agreement: JSON | None, gated: JSON | None) -> JSON:
     """The results of a run of kind "verification"."""
-    evaluation = evaluation_results(measured.scores, measured.exact, measured.f1, [e.id for e in examples], groups_of(examples))
+    evaluation = evaluation_results(measured.scores, measured.exact, measured.f1, [e.id for e in examples], squad.groups_of(examples))
     described = ("target", "scheme", "layout", "format", "bytes", "hazards", "non_finite", "overflow", "operations")
     extra = {name: checks[name] for name in ("lengths", "warnings", "golden", "trace")} | {"seconds": round(measured.seconds, 1)}
     return verification_results(evaluation, **{name: checks[name] for name in described}, agreement=agreement, gate=gated, extra=extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mobile_export.verification.comparison import too_few
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
@@ -66,7 +67,9 @@ def _results(results: JSON) -> list[tuple[str, str]]:
         ]
     if gate:
         outcome = "passed" if gate["passed"] else "FAILED"
-        rows.append(("gate", f"{outcome}: upper end {gate['f1_loss']['high']:.3f} of the F1 loss, limit {gate['limit']:g}"))
+        counts = gate["questions"], gate["least_questions"]
+        few = f"{too_few(*counts)}; " if counts[0] < counts[1] else ""
+        rows.append(("gate", f"{outcome}: {few}upper end {gate['f1_loss']['high']:.3f} of the F1 loss, limit {gate['limit']:g}"))
     return rows
 
 

@@ -233,8 +233,8 @@ def _gate(gate: JSON | None) -> str:
     loss, limit = Interval.from_json(gate["f1_loss"]), f"limit {gate['limit']:g}"
     if gate["passed"]:
         return f"passed, {limit}"
-    if loss.alone:
-        return f"not shown by one question, {limit}"
+    if gate.get("questions", 0) < gate.get("least_questions", 0):
+        return f"NOT SHOWN: {gate['questions']:,} questions, {limit}, which needs {gate['least_questions']:,}"
     return f"FAILED: loss of {loss.low:.2f} or more, {limit}" if loss.low >= gate["limit"] else f"NOT SHOWN: loss up to {loss.high:.2f}, {limit}"
 
 

@@ -260,7 +260,8 @@ def phone_file(written: runs.RunFile, path: Path, **device: object) -> Path:
     """The run file as a phone would write it, after as many queries and seconds as the mode rapid asks for."""
     from dataclasses import replace
 
-    enough = {"mode": "rapid", "queries": dict.fromkeys(LABELS, 64), "seconds": dict.fromkeys(LABELS, 6.5)}
+    timings = {label: {**timing, "count": 64, "mean": 101.6} for label, timing in written.results["timings"].items()}
+    enough = {"mode": "rapid", "timings": timings, "queries": dict.fromkeys(LABELS, 64), "seconds": dict.fromkeys(LABELS, 6.5)}
     block = {"name": "iPhone 7 Plus", "os": "iOS 15.8", "compute_unit": "cpu", "thermal_state": "nominal", "kind": "phone"} | device
     return runs.write(replace(written, results={**written.results, **enough, "device": block}), path)
 
@@ -324,6 +325,11 @@ def test_what_is_wrong_with_a_phones_run_file_is_listed_at_once(written: runs.Ru
         ("seconds/LABEL", "60", "seconds needs a number for .*, found '60'"),
         ("rules", {"queries": 1, "seconds": [], "valid": True}, "rules needs queries and seconds, which are numbers"),
         ("mode", ["full"], "mode must be one of"),
+        ("timings/LABEL/count", 3, "queries of .* must be the count of its timings, 3, found 64"),
+        ("queries/LABEL", 1024, "queries of .* must be the count of its timings, 64, found 1024"),
+        ("timings/LABEL/p50", 9e9, r"expected p50 <= p90 <= p99, found 9000000000\.0, "),
+        ("stages/LABEL/forward/p99", 0, "stages.forward of .*: expected p50 <= p90 <= p99"),
+        ("seconds/LABEL", 60, r"seconds of .* must be mean x count of its timings, 6\.502, found 60"),
     ],
 )
 def test_a_phones_run_file_of_other_types_is_refused_in_words(written: runs.RunFile, tmp_path: Path, place: str, value: object, says: str) -> None:
@@ -350,6 +356,7 @@ def test_validity_is_worked_out_and_not_believed(
     claim = {"queries": 1, "seconds": 0, "valid": True}
     for place, value in (("mode", mode), ("rules", claim), ("queries/LABEL", queries), ("seconds/LABEL", seconds)):
         changed(path, place, value)
+    changed(changed(path, "timings/LABEL/count", queries), "timings/LABEL/mean", 1000 * seconds / queries)
     assert main(["--check", str(path)]) == 1
     assert says.format(label=LABELS[0]) in capsys.readouterr().out
     assert main(["--check", str(path), "--json"]) == 1

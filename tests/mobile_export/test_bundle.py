@@ -188,6 +188,20 @@ def test_names_of_models_are_names_of_classes() -> None:
     assert package_name("学生", ".pte") == "Model.pte"
 
 
+def test_no_model_takes_the_name_of_a_type_of_the_app() -> None:
+    assert [package_name(name, ".pte") for name in ("answer", "data", "string", "questions")] == [
+        "AnswerQA.pte",
+        "DataQA.pte",
+        "StringQA.pte",
+        "QuestionsQA.pte",
+    ]
+    swift, text = (howto._template(name) for name in ("QuestionAnswering.swift", "HOWTO.md"))
+    own = re.findall(
+        r"^(?:public )?(?:final )?(?:actor|class|enum|protocol|struct) (\w+)", swift + text + howto._template("executorch.md"), re.MULTILINE
+    )
+    assert len(own) > 10 and all(package_name(name, "") == f"{name}QA" for name in own)
+
+
 def test_golden_vectors_are_what_transformers_computes(bundle: Bundle) -> None:
     model = open_checkpoint(str(model_folder("distilbert"))).model
     document = read_vectors(bundle.golden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 from mobile_export.bundle import open_bundle
 from mobile_export.compress import main
 from mobile_export.compression import mixed
-from mobile_export.verification import isolated, verification
-from pocketqa import runs
+from mobile_export.verification import comparison, isolated, verification
+from pocketqa import runs, squad, statistics
 from pocketqa.errors import FolderError, OptionsError
 from pocketqa.types import JSON
 from tests.mobile_export.bundles import InProcess, answer_itself, bundle_of
@@ -84,16 +85,45 @@ def test_the_loss_of_f1_beside_the_float16_bundle(compress: Compress, data: str,
     assert (run.data[0].count, run.data[0].split) == (8, "development") and run.not_checked
 
 
-def test_a_budget_that_is_not_shown_to_be_kept_is_status_1(compress: Compress, data: str, tmp_path: Path) -> None:
+@pytest.fixture
+def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RULE_OF_THREE", 0.0)
+
+
+def test_a_budget_that_is_not_shown_to_be_kept_is_status_1(
+    compress: Compress, data: str, tmp_path: Path, few_will_do: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = (parent("ios16"), "--scheme", "palette4", "--data", answer_itself(parent("ios16"), Path(data)), "--max-f1-drop")
     status, document = compress(*words, 0.5, "--out", tmp_path / "none")
     loss = document["points"][0]["f1_loss"]
     assert loss["low"] <= loss["value"] and 0.5 < loss["value"] < loss["high"] < 100
-    assert (status, document["passed"]) == (1, False)
+    assert (status, document["passed"], document["out"]) == (1, False, None)
     status, document = compress(*words, (loss["value"] + loss["high"]) / 2, "--out", tmp_path / "between")  # the value is within, the interval not
     assert (status, document["passed"]) == (1, False)
+    assert not list(tmp_path.glob("*none*")) + list(tmp_path.glob("*between*"))
     status, document = compress(*words, 200, "--out", tmp_path / "wide")
     assert status == 0 and document["selected"] == 0 and document["passed"]
+    before = (tmp_path / "wide" / "manifest.json").read_bytes()
+    assert main([*map(str, words), "0.5", "--out", str(tmp_path / "wide"), "--force"]) == 1
+    assert "Nothing was written: it is not shown to lose less than 0.5 F1." in capsys.readouterr().out
+    assert (tmp_path / "wide" / "manifest.json").read_bytes() == before and open_bundle(tmp_path / "wide").scheme == "palette4"
+
+
+@pytest.mark.parametrize("scheme", ["int8", "mixed"])
+def test_too_few_questions_for_a_budget_are_refused_before_any_work(compress: Compress, data: str, tmp_path: Path, scheme: str) -> None:
+    words = (parent("ios16"), "--scheme", scheme, "--data", data, "--max-f1-drop", 0.6, "--out", tmp_path / "out")
+    with pytest.raises(OptionsError, match="too few questions: 12, at least 500"):
+        compress(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_squad_dev_is_not_taken_for_a_development_split(compress: Compress, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = sorted(example.id for example in squad.load(data))
+    monkeypatch.setattr(comparison, "SQUAD_DEV", hashlib.sha256("\n".join(ids).encode()).hexdigest())
+    words = (parent("ios16"), "--scheme", "palette6", "--data", data, "--limit", 4, "--out", tmp_path / "out", "--run-file", tmp_path / "run.json")
+    with pytest.raises(OptionsError, match="holds the questions of SQuAD dev, found --split development"):
+        compress(*words)
+    assert compress(*words, "--split", "squad-dev")[0] == 0 and runs.read(tmp_path / "run.json").data[0].split == "squad-dev"
 
 
 def test_mixed_writes_the_smallest_within_the_budget(compress: Compress, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +144,9 @@ def test_mixed_writes_the_smallest_within_the_budget(compress: Compress, data: s
     assert "float16 has F1" in said and "<- the smallest within 200" in said and "on 12 questions" in said
 
 
-def test_nothing_is_written_where_no_point_is_within_the_budget(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_where_no_point_is_within_the_budget(
+    data: str, tmp_path: Path, few_will_do: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "mixed"
     answer_itself(parent("ios16"), Path(data))
     words = [str(parent("ios16")), "--scheme", "mixed", "--data", data, "--sample", "3", "--points", "1", "--max-f1-drop", "1e-9", "--out", str(out)]

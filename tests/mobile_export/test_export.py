@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,10 @@ def test_the_other_families_leave_bundles_that_reproduce_their_golden_vectors(ma
 def test_an_executorch_bundle(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
     assert main([str(folders["distilbert"]), "--target", "executorch", "--out", str(out), "--lengths", "32,64", "--json"]) == 0
-    report, bundle = json.loads(capsys.readouterr().out), open_bundle(out)
+    printed = capsys.readouterr()
+    report, bundle = json.loads(printed.out), open_bundle(out)
+    [megabytes] = re.findall(r"\(about (\d+) MB in float32\)", printed.err)
+    assert int(megabytes) == round(4 * sum(p.numel() for p in open_checkpoint(str(folders["distilbert"])).model.parameters()) / 1e6)
     assert (bundle.format, bundle.scheme, bundle.package.name, bundle.lengths) == ("executorch", "fp32", "Distilbert.pte", (32, 64))
     assert (report["specification_version"], report["inputs"][0]["shapes"]) == (None, [[1, 32], [1, 64]])
     assert report["checks"]["max_difference_from_pytorch"] < 1e-4

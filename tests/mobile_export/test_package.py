@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizerFast
 
+from mobile_export.checkpoint.checkpoints import open_checkpoint
 from mobile_export.checkpoint.sources import locate, read_config
 from mobile_export.checkpoint.tokenizer_files import write_tokenizer
 from mobile_export.package import main, package
@@ -324,6 +326,19 @@ def test_a_failure_late_in_the_work_leaves_an_old_folder_as_it_was(tmp_path, mon
 def test_a_source_that_is_not_there(source, message):
     with pytest.raises(IncompleteFolder, match=message):
         locate(source)
+
+
+def test_what_states_the_licence_comes_from_the_hub_too(tmp_path, monkeypatch):
+    source = shutil.copytree(checkpoint("bert"), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+
+    def download(name, allow_patterns):
+        """What huggingface_hub.snapshot_download leaves."""
+        ignored = [file.name for file in source.iterdir() if not any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns)]
+        return str(shutil.copytree(source, tmp_path / "snapshot", ignore=lambda *_: ignored))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert open_checkpoint("somebody/some-model").licence == "cc-by-4.0"
 
 
 def test_a_folder_without_a_config(tmp_path):

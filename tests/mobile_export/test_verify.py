@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mobile_export.export import main as export
 from mobile_export.verification import verification
 from mobile_export.verify import main
 from pocketqa import evaluation, runs
@@ -22,7 +23,7 @@ from pocketqa.runtimes.pytorch import PyTorchRuntime
 from pocketqa.types import JSON, Batch, SpanLogits
 from tests.mobile_export.bundles import InProcess, bundle_of, copy_of_bundle, edit_program, edit_weight, package_of, reseal
 from tests.packaged import checkpoint, model_folder
-from tests.tiny import tiny_squad
+from tests.tiny import tiny_mobilebert, tiny_squad
 
 ROOT = Path(__file__).parents[2]
 Verify = Callable[..., tuple[int, JSON]]
@@ -97,7 +98,7 @@ def test_beside_its_checkpoint(verify: Verify, data: str, tmp_path: Path) -> Non
     assert status == (0 if results["gate"]["passed"] else 1)
     assert agreement["psnr"] > 50
     assert agreement["count"] == results["count"] == 18
-    assert results["gate"]["limit"] == 0.3
+    assert (results["gate"]["limit"], results["gate"]["questions"], results["gate"]["least_questions"]) == (0.3, 18, 1000)
     (file,) = (tmp_path / "runs").iterdir()
     run = runs.read(file)
     assert run.kind == "verification"
@@ -148,7 +149,13 @@ def test_a_gate_that_fails_is_status_1(verify: Verify, data: str, tmp_path: Path
     assert (status, document["bundles"][0]["results"]["gate"]) == (0, None)  # palettes have no gate of their own
     assert main([str(bundle), *map(str, words), "--max-f1-loss", "0.001"]) == 1
     printed = capsys.readouterr().out
-    for expected in ("gate                  FAILED", "  GATE FAILED", "became", "close calls", "MB"):
+    for expected in (
+        "gate                  FAILED: too few questions: 18, at least 300,000; upper end",
+        "  GATE FAILED",
+        "became",
+        "close calls",
+        "MB",
+    ):
         assert expected in printed
 
 
@@ -162,6 +169,35 @@ def test_a_broken_bundle_is_status_1_and_answers_no_questions(verify: Verify, da
     assert "WRONG: Golden question" in printed
     assert printed.splitlines()[-2].endswith("BROKEN")
     assert printed.splitlines()[-1].endswith("sound")
+
+
+def test_short_windows_are_asked_what_an_app_with_them_takes(verify: Verify, tmp_path: Path) -> None:
+    data = tiny_squad(tmp_path / "short.json", paragraphs=4, questions=3)
+    document = json.loads(data.read_text(encoding="utf-8"))
+    asked = [entry for article in document["data"] for paragraph in article["paragraphs"] for entry in paragraph["qas"]]
+    for number, entry in enumerate(asked):
+        entry["question"] = "Who?" if number < 5 else "where " * 30
+    data.write_text(json.dumps(document), encoding="utf-8")
+    words = ("--data", data, "--reference", model_folder("distilbert"), "--max-f1-loss", 100)
+    status, found = verify(bundle_of("distilbert", "--target", "ios16", "--length", "48"), *words)
+    assert status == 0 and found["bundles"][0]["results"]["count"] == 5
+
+
+def test_a_mobilebert_whose_padding_is_felt_is_sound(verify: Verify, tmp_path: Path) -> None:
+    """The last [SEP] has [PAD] beside it in a bundle: what the bundle is held against is padded as it is."""
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_mobilebert(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["mobilebert.embeddings.word_embeddings.weight"][0] = 3.0
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    bundle = tmp_path / "bundle"
+    assert export([str(model), "--target", "ios16", "--length", "96", "--out", str(bundle)]) == 0
+    one = tiny_squad(tmp_path / "one.json", paragraphs=1, questions=1)  # no longer window beside it, to which it would be padded anyway
+    _, document = verify(bundle, "--data", one, "--reference", model)
+    (report,) = document["bundles"]
+    assert report["problems"] == [] and report["golden"]["share"] < 0.01
+    assert report["results"]["agreement"]["psnr"] > 50
 
 
 def test_an_interrupted_run_goes_on(verify: Verify, data: str, monkeypatch: pytest.MonkeyPatch) -> None:

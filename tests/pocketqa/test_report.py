@@ -379,7 +379,9 @@ def test_verified_artefacts(project):
         **reasons,
     )
     alone = mobile_runs.verification(scheme="palette4", megabytes=12.04, right=29, agreement=None, gate=None)
-    folder = project(mobile_runs.verification(), alone, loud)
+    none_lost = {"value": 0.0, "low": 0.0, "high": 0.0}
+    few = mobile_runs.verification(scheme="int8", gate={"limit": 0.6, "f1_loss": none_lost, "questions": 40, "least_questions": 500, "passed": False})
+    folder = project(mobile_runs.verification(), alone, loud, few)
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert "## SQuAD v1.1 dev" in page and report.EXPORTED in page
@@ -388,6 +390,7 @@ def test_verified_artefacts(project):
     assert "| -0.05 [-0.25, +0.05] | 97.50 % (1 differ, every one with a gap below 0.05) | 66.0 dB | passed, limit 0.3 | nothing | [verif" in fp16
     assert "`pocketqa squad-dev student ios16 fp16 standard`" in fp16
     assert "| not measured |  |  | none | nothing |" in row(page, "ios16, palette4")
+    assert "| NOT SHOWN: 40 questions, limit 0.6, which needs 500 |" in row(page, "ios16, int8")
     assert "| NOT SHOWN: loss up to 0.75, limit 0.6 | 1 hazards, 3 values not finite, 1,002 values beyond float16 |" in row(
         page, "ios18, layout ane, int4"
     )

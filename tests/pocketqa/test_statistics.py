@@ -1,13 +1,27 @@
 """Timing summaries and bootstrap intervals against values worked by hand, normal theory and brute force."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from pocketqa import runs
 from pocketqa.errors import OptionsError
-from pocketqa.statistics import resampled_means
+from pocketqa.statistics import count_groups, least_questions, mean_interval, resampled_means
+
+
+def test_groups_named_by_long_texts_take_little_memory() -> None:
+    values, passages = np.arange(4000) % 7, [f"{number % 2000} says" for number in range(4000)]
+    short = mean_interval(values, passages)
+    passages[0] = passages[2000] = "0 says" + "a" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert mean_interval(values, passages, resamples=100).value == short.value
+        assert count_groups(passages) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 400e6  # an array of them would take 16 GB
+    finally:
+        tracemalloc.stop()
 
 
 def test_timing_summary_by_hand():
@@ -119,9 +133,8 @@ def test_of_one_group_its_values_are_drawn():
 
 def test_of_one_value_no_gate_passes():
     loss = runs.mean_difference([1.0], [1.0], ["a"]).scaled(100)
-    assert not runs.passes_gate(loss, 0.6)
-    assert not runs.passes_gate(runs.Interval.from_json(loss.to_json()), 0.6)  # a verification keeps it so
-    assert runs.passes_gate(runs.mean_difference([1.0, 0.0], [1.0, 0.0], ["a", "a"]), 0.6)  # nothing was lost on either
+    assert not runs.passes_gate(loss, 400, 1)  # however wide the limit
+    assert loss.alone and runs.Interval.from_json(loss.to_json()).alone  # a verification keeps it so
 
 
 def test_ratio_of_means():
@@ -145,9 +158,27 @@ def test_intervals_refuse_what_cannot_be_paired():
 
 
 def test_gate_looks_at_the_upper_end():
-    assert runs.passes_gate(runs.Interval(0.1, -0.1, 0.29), 0.3)
-    assert not runs.passes_gate(runs.Interval(0.1, -0.1, 0.3), 0.3)
-    assert not runs.passes_gate(runs.Interval(0.0, -9.0, 9.0), 0.3)
+    assert runs.passes_gate(runs.Interval(0.1, -0.1, 0.29), 0.3, 1000)
+    assert not runs.passes_gate(runs.Interval(0.1, -0.1, 0.3), 0.3, 1000)
+    assert not runs.passes_gate(runs.Interval(0.0, -9.0, 9.0), 0.3, 1000)
+
+
+def test_few_questions_of_which_none_is_lost_pass_no_gate():
+    nothing = runs.mean_difference([1.0] * 50, [1.0] * 50).scaled(100)
+    assert (nothing.low, nothing.high) == (0, 0) and not runs.passes_gate(nothing, 0.3, 50)
+    assert [least_questions(limit) for limit in (0.3, 0.6, 1.0, 7.0, 500.0)] == [1000, 500, 300, 43, 2]
+    assert [runs.passes_gate(nothing, 0.3, count) for count in (999, 1000)] == [False, True]
+
+
+def test_a_gate_seldom_passes_what_loses_more():
+    """One question in a hundred lost, against a limit of 0.3."""
+    random = np.random.default_rng(9)
+    passed = {count: 0 for count in (50, 1000)}
+    for trial in range(200):
+        for count in passed:
+            lost = (random.random(count) < 0.01).astype(float)
+            passed[count] += runs.passes_gate(runs.mean_interval(lost, resamples=200, seed=trial).scaled(100), 0.3, count)
+    assert passed[50] == 0 and passed[1000] <= 4
 
 
 def test_scaling_keeps_the_ends_in_order():

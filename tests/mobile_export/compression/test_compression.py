@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mobile_export.bundle import Bundle, open_bundle, sizes
-from mobile_export.compression.compression import check_package, compress_bundle, compressible, group_of, plan, table
+from mobile_export.compression.compression import _difference, check_package, compress_bundle, compressible, group_of, plan, table
 from mobile_export.compression.quantisation import quantise
 from mobile_export.interpreter.decoding import weights
 from mobile_export.interpreter.interpreter import Interpreter
@@ -206,6 +206,16 @@ def test_a_weight_that_is_not_stored_right_is_found(scheme: str, part: str, chan
     case.spoil(part, change)
     with pytest.raises(EngineError, match=rf"words_to_fp16 \({scheme}\): "):
         case.check()
+
+
+@pytest.mark.parametrize(("scheme", "shape"), [("int8", (4, 64)), ("int4", (4, 64))])
+def test_a_weight_that_decodes_to_infinity_is_found(scheme: str, shape: tuple[int, int]) -> None:
+    weight = np.zeros(shape, np.float32)
+    weight[1, 5] = 65504  # whose scale, rounded up, leads beyond float16
+    decoded = weight.copy()
+    assert _difference(weight, decoded, scheme, 0.5) == ""
+    decoded[1, 5] = np.inf
+    assert _difference(weight, decoded, scheme, 0.5) == "1 values are further than half a step from the original"
 
 
 def test_a_weight_that_was_skipped_and_changed_is_found(tmp_path: Path) -> None:

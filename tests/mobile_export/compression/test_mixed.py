@@ -18,7 +18,7 @@ from mobile_export.interpreter.interpreter import Interpreter
 from mobile_export.interpreter.mlprogram import open_program
 from mobile_export.targets import find_target
 from mobile_export.verification import verification
-from pocketqa import squad
+from pocketqa import squad, statistics
 from pocketqa.types import QAExample, SpanLogits
 from tests.mobile_export.bundles import InProcess, answer_itself, bundle_of, copy_of_bundle, edit_weight, package_of
 from tests.packaged import random_batch
@@ -66,6 +66,7 @@ def examples(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Q
 def looked_for(bundle: Bundle, examples: list[QAExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     monkeypatch.setattr(mixed, "IsolatedRuntime", InProcess)
     monkeypatch.setattr(verification, "IsolatedRuntime", InProcess)
+    monkeypatch.setattr(statistics, "RULE_OF_THREE", 0.0)  # few questions will do
 
     def run(budget: float, say: Callable[[str], None] = lambda text: None, points: int = 8) -> Outcome:
         return search(bundle, examples, SearchOptions(budget, sample=6, points=points, cache=tmp_path / "cache"), say)
@@ -85,6 +86,12 @@ def test_the_search_finds_the_known_best(bundle: Bundle, looked_for: Callable[..
     smallest = outcome.points[-1]
     assert smallest.schemes[SENSITIVE] == "palette4" and smallest.loss.high > 0.5  # why it was not taken
     assert outcome.selected.bytes == min(point.bytes for point in outcome.points if point.loss.high < 0.5)
+
+
+def test_of_few_questions_nothing_is_selected(looked_for: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RULE_OF_THREE", 300.0)
+    outcome = looked_for(9.0, points=2)
+    assert any(point.loss.high < 9.0 for point in outcome.points) and outcome.selected is None  # 30 of the 34 that 9 points need
 
 
 def test_a_wide_budget_takes_the_smallest_of_all(looked_for: Callable[..., Outcome]) -> None:

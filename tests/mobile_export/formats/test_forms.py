@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from mobile_export.formats import forms_onnx, forms_openvino
 from mobile_export.formats.forms import Sample, make_form
 from mobile_export.formats.forms_onnx import UNSIGNED, Way, candidates
 from mobile_export.package import package
-from pocketqa import Reader, metrics, squad
+from mobile_export.verification import comparison
+from pocketqa import Reader, metrics, squad, statistics
 from pocketqa.__main__ import main as pocketqa
 from pocketqa.errors import CorruptFolder, DataError, EngineError, FolderError, IncompleteFolder, OptionsError, StaleGraph
 from pocketqa.evaluation import judged, predict
@@ -55,6 +57,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(forms_onnx, "SMOOTHINGS", (0.8,))
     monkeypatch.setattr(forms_onnx, "WAYS", forms_onnx.WAYS[:1])
     monkeypatch.setattr(forms_openvino, "SMOOTHINGS", (0.85,))
+
+
+@pytest.fixture
+def few_will_do(monkeypatch):
+    """A gate is not refused for the few questions of `data`."""
+    monkeypatch.setattr(statistics, "RULE_OF_THREE", 0.0)
 
 
 @functools.cache
@@ -226,7 +234,7 @@ def test_weights_that_the_quantiser_passes_over_are_refused(form, module, tmp_pa
     assert not (path / "forms").exists()
 
 
-def test_a_form_that_fails_its_gate_is_not_kept(tmp_path, quick, capsys):
+def test_a_form_that_fails_its_gate_is_not_kept(tmp_path, quick, few_will_do, capsys):
     path = copy_of("distilbert", tmp_path / "model")
     arguments = [
         "package",
@@ -249,14 +257,29 @@ def test_a_form_that_fails_its_gate_is_not_kept(tmp_path, quick, capsys):
     assert not (path / "forms").exists() and ModelFolder(path).verify().name == "tiny-distilbert"
 
 
-def test_an_earlier_form_stays_where_a_new_one_fails(tmp_path, quick):
+def test_too_few_questions_are_refused_before_any_work(tmp_path):
+    path = copy_of("distilbert", tmp_path / "model")
+    said: list[str] = []
+    with pytest.raises(OptionsError, match="too few questions: 36, at least 500"):
+        make_form(path, "onnx-int8", str(data("distilbert")), say=said.append)
+    assert said == [] and not (path / "forms").exists()
+
+
+def test_squad_dev_judges_no_form(tmp_path, monkeypatch):
+    ids = sorted(example.id for example in squad.load(data("distilbert")))
+    monkeypatch.setattr(comparison, "SQUAD_DEV", hashlib.sha256("\n".join(ids).encode()).hexdigest())
+    with pytest.raises(OptionsError, match=r"found the questions of SQuAD dev in .*development-distilbert\.json"):
+        make_form(copy_of("distilbert", tmp_path / "model"), "onnx-int8", str(data("distilbert")), limit=9, max_f1_loss=60)
+
+
+def test_an_earlier_form_stays_where_a_new_one_fails(tmp_path, quick, few_will_do):
     path = shutil.copytree(formed("onnx-int8", "distilbert"), tmp_path / "model")
     with pytest.raises(EngineError, match="was not kept"):
         make_form(path, "onnx-int8", str(data("distilbert")), max_f1_loss=0.0001, say=lambda line: None)
     assert find_form(ModelFolder(path), "onnxruntime").is_file() and os.listdir(path / "forms") == ["onnx-int8"]
 
 
-def test_a_way_whose_golden_questions_fail_gives_way_to_the_next(tmp_path, monkeypatch):
+def test_a_way_whose_golden_questions_fail_gives_way_to_the_next(tmp_path, few_will_do, monkeypatch):
     from mobile_export.formats import forms
 
     folder = copy_of("distilbert", tmp_path / "model")

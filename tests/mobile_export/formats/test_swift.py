@@ -109,6 +109,15 @@ def test_the_model_beside_a_manifest_goes_before_one_in_the_app_and_must_be_the_
     assert [written[key] for key, _ in compared] == [checkpoint.sha256, "fp16"]
 
 
+def test_of_no_answers_asked_for_none_is_given() -> None:
+    assert "chosen.prefix(max(0, count))" in SWIFT.read_text(encoding="utf-8")  # prefix traps below zero
+
+
+def test_the_contract_says_when_there_is_no_answer_and_which_unicode(tmp_path: Path) -> None:
+    text = written(tmp_path, "fp16")
+    assert "less `no_answer.threshold`" in text and "Unicode 8" in text
+
+
 def test_the_folder_is_found_whether_xcode_keeps_it_or_not(tmp_path: Path) -> None:
     text = written(tmp_path, "fp16")
     assert text.count('Bundle.main.url(forResource: "Tiny", withExtension: nil) ?? Bundle.main.resourceURL') == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,16 @@ def test_the_whole_preset_on_folders_that_are_given(tmp_path: Path, capsys: pyte
     rows = audit([run.results], {}, runs.read(path))
     assert rows[-2].claim == "the same on a phone"
     assert "thermal state fair" in rows[-2].conditions
+
+
+def test_programs_made_on_the_way_lie_in_the_temporary_folder(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    given = {role: shutil.copytree(model_folder(kind), tmp_path / "models" / role) for role, kind in (("teacher", "bert"), ("student", "distilbert"))}
+    arguments = parse(["--preset", "paper", "--engines", "executorch", "--teacher", str(given["teacher"]), "--student", str(given["student"])])
+    for _ in range(2):
+        with paper.contestants_of(arguments) as (contestants, _):
+            assert [contestant.engine for contestant in contestants] == ["executorch"] * 2
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["student", "teacher"]
 
 
 def test_weights_in_the_hubs_cache_are_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

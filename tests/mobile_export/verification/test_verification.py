@@ -16,13 +16,13 @@ from mobile_export.bundle import open_bundle
 from mobile_export.formats.coreml_runtime import CoreMLRuntime
 from mobile_export.verification import artefact, verification
 from mobile_export.verification.artefact import Artefact, code_hash, engine_for, reader_of
-from mobile_export.verification.comparison import compare_measured, gate, psnr
+from mobile_export.verification.comparison import compare_measured, gate, is_squad_dev, psnr
 from mobile_export.verification.isolated import IsolatedRuntime
-from mobile_export.verification.verification import check_bundle, span_options, verify_bundle
+from mobile_export.verification.verification import asked_in_app, check_bundle, span_options, verify_bundle
 from pocketqa import squad
-from pocketqa.errors import CorruptFolder, EngineError, IncompleteFolder, OptionsError, VocabularyMismatch
+from pocketqa.errors import CorruptFolder, DataError, EngineError, IncompleteFolder, OptionsError, VocabularyMismatch
 from pocketqa.evaluation import Measured, measure, open_reader
-from pocketqa.features import collate
+from pocketqa.features import Tokenizer, collate
 from pocketqa.types import JSON, NoAnswer, QAExample, Request, RuntimeInfo, Scores, WindowOptions
 from tests.mobile_export.bundles import InProcess, bundle_of, copy_of_bundle, edit_program, edit_weight, package_of, reseal
 from tests.packaged import model_folder
@@ -256,7 +256,8 @@ def test_the_same_twice_has_no_noise_and_no_loss() -> None:
     same = measured(["a", "b", "c", "d"], [1, 0, 0.5, 1], [1, 1, 1, 1], [1, 2, 3, 4])
     found = compare_measured(same, same, EXAMPLES)
     assert (found["psnr"], found["max_difference"], found["same_spans"], found["differing"]) == (None, 0, 100, [])
-    assert gate("fp16", found) == {"limit": 0.3, "f1_loss": {"value": 0, "low": 0, "high": 0}, "passed": True}
+    counts = {"questions": 4, "least_questions": 1000}  # four of which none is lost show nothing
+    assert gate("fp16", found) == {"limit": 0.3, "f1_loss": {"value": 0, "low": 0, "high": 0}, "passed": False} | counts
 
 
 @pytest.mark.parametrize(
@@ -264,13 +265,31 @@ def test_the_same_twice_has_no_noise_and_no_loss() -> None:
     [("fp16", None, 0.29, True), ("fp16", None, 0.3, False), ("int8", None, 0.59, True), ("int4", 1.0, 1.2, False)],
 )
 def test_the_gate_is_on_the_upper_end(scheme: str, limit: float | None, high: float, passed: bool) -> None:
-    found = gate(scheme, {"f1_loss": {"value": 0.1, "low": -0.1, "high": high}}, limit)
+    found = gate(scheme, {"count": 1000, "f1_loss": {"value": 0.1, "low": -0.1, "high": high}}, limit)
     assert found is not None
     assert found["passed"] is passed
 
 
 def test_schemes_without_a_limit_have_no_gate() -> None:
-    assert gate("palette4", {"f1_loss": {"value": 9, "low": 8, "high": 10}}) is None
+    assert gate("palette4", {"count": 1000, "f1_loss": {"value": 9, "low": 8, "high": 10}}) is None
+
+
+@pytest.mark.full
+def test_squad_dev_is_known_by_its_questions(data_folder: Path) -> None:
+    assert is_squad_dev(str(data_folder / "squad" / "dev-v1.1.json"))
+
+
+def test_questions_that_an_app_refuses_are_left_out(tmp_path: Path) -> None:
+    bundle, said = open_bundle(bundle_of("distilbert", "--target", "ios16", "--length", "48")), list[str]()
+    tokenizer, most = Tokenizer(bundle.tokenizer), bundle.window.max_question_tokens
+    long, fits = (QAExample(name, question, "The lamp is in the hall. " * 9, ()) for name, question in (("long", "where " * 6), ("fits", "Who?")))
+    assert tokenizer.count_tokens(fits.question) <= most == 12 < tokenizer.count_tokens(long.question)
+    with pytest.raises(OptionsError, match="Raise max_tokens"):  # what asking it all the same comes to
+        measure(reader_of(bundle), [long], window_options=bundle.window)
+    assert asked_in_app([long, fits], bundle, said.append) == [fits]
+    assert said == [f"1 questions of more than 12 tokens are left out: an app with {bundle.path} refuses them"]
+    with pytest.raises(DataError, match="at most 12 tokens"):
+        asked_in_app([long], bundle, said.append)
 
 
 def test_other_tokens_are_no_comparison() -> None:
