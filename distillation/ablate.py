@@ -114,10 +114,12 @@ def _check_words(plan: Plan) -> None:
 
 
 def _check_sources(common: Common) -> None:
-    """Read what works will read hours from now, when a mistyped path would pass for a name on the Hub.  Raises DataError or EngineError."""
+    """Read what works will read hours from now, when a mistyped path would pass for a name on the Hub.  Raises DataError or TrainingError."""
     from distillation.models import modeling
     from distillation.questions.data import DataSource
+    from distillation.text.corpus_text import find_sources
 
+    find_sources(common.corpus)
     for text in common.data:
         squad.load(DataSource.parse(text).path, split="train")
     for file in (common.dev, common.final):

@@ -101,14 +101,15 @@ def finetune(job: Job) -> JSON:
     trained = Trained(model, transfer, _trains_head(job))
     tokenizer = Tokenizer(job.stage.begin(job.model) / "tokenizer.json")
     _check_fit(tokenizer, model, job)
-    if job.dev:
-        _check_development(tokenizer, model, job.dev, job.dev_limit)
+    scores = job.dev is not None and trained.headed
+    if scores:
+        _check_development(tokenizer, model, str(job.dev), job.dev_limit)
     counts, windows = _windows(job, tokenizer)
     if not windows:
         raise TrainingError("The data give no training window: every question is longer than --max-question-tokens. Raise it or name other data.")
     plan = make_plan(windows, recipe)
     _say_plan(job, trained, windows, plan)
-    check(recipe, job.stage.keeping, bool(job.dev and trained.headed), plan)
+    check(recipe, job.stage.keeping, scores, plan)
     running, cached = teachers_of(job.teachers, job.cache, windows, tokenizer.pad_id, recipe)
 
     def make_batch(indices: Sequence[int], step: int) -> TrainingBatch:
@@ -118,7 +119,7 @@ def finetune(job: Job) -> JSON:
         return float(development_report(_live_reader(model, job, counts), str(job.dev), job.dev_limit, DEVELOPMENT_SEED)["f1"])
 
     loss_of = loss_function(trained, running, recipe, distilled=bool(job.teachers))
-    scored = score if job.dev and trained.headed else None
+    scored = score if scores else None
     facts: JSON = {"parent": weights_hash(job.model), "grown": grown_from(job.model), "seed": recipe.seed, "no_answer": NoAnswer(_refuses(counts))}
     kept = dataclasses.replace(job.stage.keeping, **facts)
     result = run(trained, plan, make_batch, loss_of, recipe, kept, _identity(job, tokenizer), score=scored, say=processes.say)
@@ -163,8 +164,8 @@ def _check_fit(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
 
 def _check_development(tokenizer: Tokenizer, model: PreTrainedModel, dev: str, limit: int | None) -> None:
     """Cut the development split into windows as scoring will, hours from now.  Raises DataError or TrainingError for what it could not score."""
-    examples = [example for example in squad.load(dev, limit, DEVELOPMENT_SEED) if example.answers]
-    if not examples:
+    examples = squad.load(dev, limit, DEVELOPMENT_SEED)
+    if not any(example.answers for example in examples):
         raise DataError(f"{dev}: expected answerable questions to choose a threshold on, found none. Name another development split.")
     longest = longest_window(tokenizer, examples)
     if longest > (positions := model.config.max_position_embeddings):

@@ -40,6 +40,7 @@ CONFIG = ("target", "scheme", "layout", "format", "lengths", "package", "model_t
 TAKEN = (
     "Answer QuestionError SpanModel ReaderSettings WordPieceTokenizer QuestionWindow QuestionReader CoreMLSpanModel GoldenVectors "  # of our Swift
     "Questions QuestionAnsweringTests ExecuTorchSpanModel Module Tensor Value "  # of HOWTO.md and ExecuTorch
+    "Int8 Int16 Int32 Int64 UInt UInt8 UInt16 UInt32 UInt64 Float16 Float32 Float64 URL UUID "
     "Any Array Bool Character Dictionary Double Error Float Int Never Optional Range Result Self Sequence Set String Substring Task Type "
     "Bundle Calendar Data Date Decimal Formatter Host Locale Measurement Notification Operation Port Process Progress Scanner Stream Thread Timer "
     "Unit Foundation App Button Color Font Form Image Label Link List Path Picker Scene Section State Table Text View"

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -62,6 +63,7 @@ EXTRA_OF = {
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -131,7 +133,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         _discard_output()
         return CLOSED_PIPE
     except OSError as error:
-        if error.filename is not None or not _output_fails():
+        if error.filename is not None or error.errno not in NOT_WRITTEN or not _output_fails():
             raise
         _discard_output()
         return _fail(verb, PocketQAError(f"standard output cannot be written: {error.strerror}."))
@@ -154,7 +156,8 @@ def _output_fails() -> bool:
 
 def _discard_output() -> None:
     """Whatever is still held back for standard output goes nowhere when Python flushes it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(verb: str, error: PocketQAError) -> int:

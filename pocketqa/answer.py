@@ -53,6 +53,8 @@ class Passage:
 def main(argv: list[str]) -> int:
     """Answer one question and print the result; raises PocketQAError for input that cannot be used."""
     arguments = _parser().parse_args(argv)
+    if sys.stdout is None:
+        raise InputError("Expected a standard output to print to, found it closed.")
     _check_way(arguments)
     options = SpanOptions(top_k=arguments.top_k, no_answer=arguments.no_answer)
     if arguments.jsonl is not None:
@@ -90,12 +92,10 @@ def read_passages(sources: Sequence[tuple[str, str]]) -> list[Passage]:
 def decode_utf8(data: bytes, name: str) -> str:
     """Bytes as text, line ends kept.  Raises TextError naming the first byte that is not UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        # "utf-8-sig" counts from behind a byte-order mark
-        offset = error.start + (len(data) - len(error.object))
         raise TextError(
-            f"{name}: expected UTF-8 text, found byte 0x{data[offset]:02x} at byte offset {offset}. "
+            f"{one_line(name)}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at byte offset {error.start}. "
             "Convert it, for instance with: iconv -f LATIN1 -t UTF-8"
         ) from None
 
@@ -170,9 +170,7 @@ def one_line(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print, with escapes for letters that standard output does not have: of a passage or a file's name.  Raises InputError where it is closed."""
-    if sys.stdout is None:
-        raise InputError("Expected a standard output to print to, found it closed.")
+    """Print, with escapes for letters that standard output does not have: those of a passage or of a file's name."""
     encoding = _encoding()
     print(text.encode(encoding, errors="backslashreplace").decode(encoding))
 

@@ -52,7 +52,8 @@ class Reader:
         try:
             f"{folder} {os.path.realpath(folder)}".encode()  # the libraries that open its files know no other paths
         except UnicodeEncodeError:
-            raise FolderError(f"Expected a path in UTF-8 to the model folder, found {os.path.realpath(folder)!a}. Rename what is not.") from None
+            found = " -> ".join(dict.fromkeys((ascii(str(folder)), ascii(os.path.realpath(folder)))))
+            raise FolderError(f"Expected a path in UTF-8 to the model folder, found {found}. Rename what is not.") from None
         manifest = model.verify()
         runtime = open_runtime(model, engine=engine, precision=precision, threads=threads)
         return cls(Tokenizer(model.tokenizer), runtime, manifest.name, manifest.files[model.weights.name], manifest.no_answer)

@@ -3,7 +3,7 @@
 Every interval is the percentile interval of the non-parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 Paired figures resample pairs (chapter 8: the unit that is independent is the unit that is drawn), and with `groups` whole groups are drawn, since
 the questions of one passage or article are not independent of each other.  One group alone would always be drawn as it is, and its interval have no
-width: its values are drawn then.  Of one value alone there is no interval at all, which `Interval.alone` keeps in mind for gates.
+width: its values are drawn then.  Of one value alone there is no interval at all, which `Interval.alone` keeps in mind.
 
 A resample is held as how often each unit was drawn, (R, U): means are then products of matrices, and medians cumulative sums in one fixed order.
 Legend: N values, U units (the values themselves, or the groups), R resamples of one chunk, K columns.

@@ -39,7 +39,7 @@ router = APIRouter(route_class=StrictRoute)
 # Most JSON of a response is its numbers: microseconds are as fine as a clock on a busy machine can tell.
 _MILLISECOND_DIGITS = 3
 
-# Of a probe's second route; the description has that of GET alone.
+# Of the route that answers a probe; the one above it stands in the description, which has GET alone.
 PROBE_METHODS = ["GET", "HEAD"]
 
 # What the responses with one answer, or with several, carry.

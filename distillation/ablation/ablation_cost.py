@@ -136,15 +136,15 @@ def _sizes(common: Common, maps: LayerMaps) -> Sizes:
         small=maps.student * layer,
         large=maps.teacher * layer,
         vocabulary=config.vocab_size * config.hidden_size,
-        questions=sum(source.fraction * _tokens(source.path) for source in sources),
+        questions=sum(source.fraction * _tokens(source.path, split="train") for source in sources),
         dev=_tokens(common.dev, common.dev_limit),
         final=_tokens(common.final) if common.final else 0.0,
     )
 
 
-def _tokens(path: str, limit: int | None = None) -> float:
+def _tokens(path: str, limit: int | None = None, split: str = "validation") -> float:
     """Of the questions and passages of a file, from their letters."""
-    return sum(len(example.question) + len(example.context) for example in squad.load(path, limit)) / LETTERS_PER_TOKEN
+    return sum(len(example.question) + len(example.context) for example in squad.load(path, limit, split=split)) / LETTERS_PER_TOKEN
 
 
 @functools.cache

@@ -28,7 +28,9 @@ STAGES = (
 )
 SEVERAL = "the F1 of each question is averaged over the seeds first, so they do not cover the spread between seeds, which stands beside them."
 ONE = "there is one seed, so they do not cover the spread between seeds."
-MORE_TEXT = "Rows distilled on text saw the base's text, then the teacher's and that of the distillation: their gain is not distillation's alone."
+MORE_TEXT = (
+    "Rows distilled on text saw that text, and what their teacher had seen: unless the base saw as much, their gain is not distillation's alone."
+)
 NOT_BEATEN = "What rows keep of the teacher's F1 is not quoted, since the teacher is not shown to beat a row that was not distilled."
 
 

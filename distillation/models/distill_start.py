@@ -47,7 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--student", metavar="MODEL", help="start from this checkpoint")
     group.add_argument("--hidden", type=int, metavar="H", help="hidden size of a student drawn at random (default: the teacher's)")
     group.add_argument("--heads", type=int, metavar="A", help="its attention heads (default: the teacher's)")
-    group.add_argument("--intermediate", type=int, metavar="I", help="its feed-forward size (default: the teacher's, with --hidden 4 x that)")
+    group.add_argument(
+        "--intermediate", type=int, metavar="I", help="its feed-forward size (default: the teacher's; 4 x --hidden or --bottleneck where given)"
+    )
     group.add_argument("--bottleneck", type=int, metavar="H", help="make it a MobileBERT, so wide inside its layers")
 
 

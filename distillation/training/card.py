@@ -14,6 +14,7 @@ from pocketqa.folders import MANIFEST, SHORT_HASH, ModelFolder, write_atomic
 from pocketqa.types import JSON
 
 UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub's
+SCORES = {"exact_match": "exact match", "f1": "F1", "score": "score", "perplexity": "perplexity"}
 TASKS = {"ForMaskedLM": "fill-mask", "ForQuestionAnswering": "question-answering", "ForSequenceClassification": "text-classification"}
 
 
@@ -104,9 +105,8 @@ def _training(summary: JSON) -> list[str]:
 
 
 def _scores(development: JSON | None) -> list[str]:
-    """What the training itself measured at its end: its fractions, `seconds` aside, are scores, its whole numbers count."""
+    """What the training itself measured at its end."""
     if not development:
         return []
-    scores = {name: value for name, value in development.items() if isinstance(value, float) and name != "seconds"}
-    values = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items())
+    values = ", ".join(f"{words} {development[name]:.2f}" for name, words in SCORES.items() if name in development)
     return ["## Scores", "", f"On {development.get('file', 'text kept apart from the training')}, one training: {values}.", ""]

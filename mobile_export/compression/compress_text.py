@@ -16,9 +16,11 @@ MEGABYTE = 1e6
 def summary(report: JSON, data: str | None) -> str:
     """The points of a search, the new bundle, the next command.  data: the file that was measured on, where there was one."""
     lines = [_front(report), ""] if report["scheme"] == MIXED else []
-    if report["scheme"] != MIXED and report["out"] is None:
-        return f"{block(report['verification'])}\nNothing was written: it is not shown to lose less than {report['max_f1_drop']:g} F1."
-    if "out" not in report:
+    if report["out"] is None and report["scheme"] != MIXED:
+        sound = not report["verification"]["problems"]
+        why = f"it is not shown to lose less than {report['max_f1_drop']:g} F1" if sound else "it is not sound"
+        return f"{block(report['verification'])}\nNothing was written: {why}."
+    if report["out"] is None:
         nearest = min((point["f1_loss"] for point in report["points"]), key=lambda loss: float(loss["high"]))
         lines += [
             f"Nothing was written: of the points measured none is shown to lose less than {report['max_f1_drop']:g} F1; the nearest loses "

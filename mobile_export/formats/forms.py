@@ -247,8 +247,7 @@ class _Judge:
     def loss(self, reader: Reader) -> tuple[Interval, float]:
         """F1 loss in points, and F1."""
         after = self._f1(reader)
-        groups = [example.title or example.context for example in self._examples]
-        return mean_difference(self._exact, after, groups).scaled(100), 100 * float(after.mean())
+        return mean_difference(self._exact, after, squad.groups_of(self._examples)).scaled(100), 100 * float(after.mean())
 
     @functools.cached_property
     def _exact(self) -> Values:

@@ -18,7 +18,7 @@ from pocketqa.types import JSON, Floats, QAExample
 
 GATES = {"fp16": 0.3, "int8": 0.6}  # percent points of F1 that a scheme may lose, unless the caller says otherwise
 SQUAD_DEV = "3fdb9bf5e1a187ca5f02c2bcbb252ae1198cc49832c888d608623b5c24bc24c1"
-"""sha256 of the question ids of SQuAD v1.1 dev in their order, one a line: the same in every way of storing it."""
+"""sha256 of the sorted question ids of SQuAD v1.1 dev, one a line: the same in every way of storing it."""
 
 CLOSE_CALL = 0.05  # logits between the two best spans below which float16 may exchange them
 

@@ -126,7 +126,7 @@ def _pass(runs: Runs, first: str, second: str) -> Lines:
             if (one, other) == (f"{first}, {engine}", f"{second}, {engine}"):
                 times = interval(Interval.from_json(ratio["total"]))
                 both = f"{weights.get(one, first)} over {weights.get(other, second)}"
-                said = f"{both}, one pass, {engine}, {threads} thread{'' if threads == 1 else 's'}: {times} times{_if_busy(run)}"
+                said = f"{both}, one pass, {engine}, {threads} thread{'' if threads == 1 else 's'}: {times} times{_caveats(run)}"
                 found[engine] = (said, name)
     yield from found.values()
 
@@ -149,7 +149,7 @@ def _counted_speed(runs: Runs, model: str) -> Lines:
     for name, rows in _last_zoo(runs):
         if "speed_up" in rows.get(model, {}):
             times = interval(Interval.from_json(rows[model]["speed_up"]))
-            yield f"{model} in the paper's size: {times} times faster than BERT-base here{_if_busy(runs[name])}", name
+            yield f"{model} in the paper's size: {times} times faster than BERT-base here{_caveats(runs[name])}", name
 
 
 def _quantity(row: JSON, quantity: str) -> float:
@@ -173,14 +173,14 @@ def _paper_race(runs: Runs, first: str, second: str) -> Lines:
             if one.startswith(f"{first}, ") and other.startswith(f"{second}, "):
                 less = 100 * (1 - 1 / ratio["value"])
                 yield (
-                    f"{second}: {less:.1f} % less time than {first} on the same inputs, {other.removeprefix(f'{second}, ')}, on a CPU{_if_busy(run)}",
+                    f"{second}: {less:.1f} % less time than {first} on the same inputs, {other.removeprefix(f'{second}, ')}, on a CPU{_caveats(run)}",
                     name,
                 )
 
 
-def _if_busy(run: RunFile) -> str:
-    kept = run.results.get("rules", {}).get("valid", True)
-    return (", on a busy machine" if run.results.get("busy") else "") + ("" if kept else ", not valid by its rules")
+def _caveats(run: RunFile) -> str:
+    valid = run.results.get("rules", {}).get("valid", True)
+    return (", on a busy machine" if run.results.get("busy") else "") + ("" if valid else ", not valid by its rules")
 
 
 def _ablation(runs: Runs, row: str) -> Lines:

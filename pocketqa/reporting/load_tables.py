@@ -54,7 +54,8 @@ def _search_parts(name: str, run: RunFile, link: Link) -> Iterable[list[str]]:
     at = f" Times are at {r['rate']:g} requests a second to each." if r.get("timings") and "rate" in r else ""
     repeated = f" Each search {search['rounds']} times." if search.get("rounds", 1) > 1 else " One search each, so there is no interval."
     counts = [point["count"] for point in search.get("points", ()) if point["count"]]
-    steps = f" A step of a search has {min(counts):,} to {max(counts):,} requests, of which a p99 is among the slowest." if counts else ""
+    many = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
+    steps = f" A step of a search has {many} requests, of which a p99 is among the slowest." if counts else ""
     yield [
         f"{models}: {r['workload']}; the highest rate is that of the requests within {search['objective']}.{at}{repeated}{steps}{where} "
         f"{link(name, run)}"

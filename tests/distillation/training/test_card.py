@@ -78,6 +78,17 @@ def test_a_folder_is_named_by_its_manifest_and_never_by_its_place(folder: Path, 
 
 def test_the_score_that_the_training_took_of_itself(folder: Path) -> None:
     assert "## Scores" not in written(folder)
-    scored = {**SUMMARY, "development": {"file": "dev.json", "sha256": "0" * 64, "exact_match": 60.0, "f1": 70.126, "count": 10, "seconds": 3.5}}
-    assert "## Scores\n\nOn dev.json, one training: exact match 60.00, f1 70.13.\n" in written(folder, summary=scored)
+    scored = {
+        **SUMMARY,
+        "development": {
+            "file": "dev.json",
+            "sha256": "0" * 64,
+            "exact_match": 60.0,
+            "f1": 70.126,
+            "count": 10,
+            "no_answer_threshold": -1.5,
+            "seconds": 3.5,
+        },
+    }
+    assert "## Scores\n\nOn dev.json, one training: exact match 60.00, F1 70.13.\n" in written(folder, summary=scored)
     assert "On text kept apart from the training, one training: perplexity 9.50." in written(folder, summary={"development": {"perplexity": 9.5}})

@@ -72,8 +72,7 @@ def test_teacher_student_and_baselines_in_one_table() -> None:
     found = lines(benchmark())
     assert found[0].startswith("student `bbbbbbbbbbbb`: open loop, 3 requests a second; the highest rate is that of the requests within p99<250ms.")
     assert (
-        "Times are at 3 requests a second to each. Each search 2 times. A step of a search has 10 to 10 requests, of which a p99 is among the "
-        in found[0]
+        "Times are at 3 requests a second to each. Each search 2 times. A step of a search has 10 requests, of which a p99 is among the " in found[0]
     )
     assert found[0].endswith("slowest. Servers on 1 and client on 1 cores of their own. [load.json]")
     rows = [line for line in found if line.startswith("| ") and " ms |" in line]
