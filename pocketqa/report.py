@@ -48,7 +48,8 @@ NOTES = {
     "Compression": "How few bits each weight of an exported model needs.",
     "Training": "Trainings whose weights ship, or whose figures stand on this page. Weights are named as training left them; packaging rounds them "
     "to float16, so that packaged models have other digits.",
-    "Classification": "What distillation keeps of other tasks than answering questions.",
+    "Classification": "What distillation keeps of other tasks than answering questions. Teacher and student start from the bundled pair, which was "
+    "trained to answer; the control from the sentence encoder that both descend from.",
     "Ablation": "What each part of distillation is worth. The models compared here are made for it, from a base that was not trained to answer; they "
     "are not the bundled pair.",
     "Experiments": "What was tried to make the models better, and what came of it.",
