@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, TypeVar
 from distillation.ablation.ablation_work import Row, Work, content_of, contents_of, file_of, identity_of
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training import recipes
+from distillation.training.recipes import PREFIX, PRESETS
 from pocketqa.errors import OptionsError
 from pocketqa.types import JSON
 
 if TYPE_CHECKING:
     from distillation.models.distill_start import Start  # torch takes seconds to load
 
-PRESETS = Path(__file__).parents[1] / "presets"
-PREFIX = "ablation_"
 STARTS = ("base", "student", "reader")
 # What decides how many steps a pass over the questions takes: windows and batches.
 COUNTED = ("batch_tokens", "accumulation", "max_tokens", "doc_stride", "max_question_tokens", "negative_windows", "wrong_paragraph")

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillation.ablation import task_cost
-from distillation.ablation.ablation_plan import PREFIX, PRESETS
 from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words, content_of, contents_of, identity_of
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file, task_folder
+from distillation.training.recipes import PREFIX, PRESETS
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
 from pocketqa.folders import ModelFolder, sha256_file

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pocketqa.errors import TrainingError
 
 PRESETS = Path(__file__).parents[1] / "presets"
+PREFIX = "ablation_"  # of the presets that are ablations and not recipes
 LATER = {"schedule": "linear"}  # fields that older trainings lack, and what those did
 PRECISIONS = ("bf16", "fp16", "fp32")
 
@@ -128,7 +129,7 @@ def recipe_file(name: str) -> str:
 def recipe_names(kind: type[Recipe] | None = None) -> list[str]:
     """Names of the recipes of the package, of a kind those whose fields it has."""
     fields = {item.name for item in dataclasses.fields(kind)} if kind else None
-    found = (path for path in sorted(PRESETS.glob("*.toml")) if not path.stem.startswith("ablation_"))
+    found = (path for path in sorted(PRESETS.glob("*.toml")) if not path.stem.startswith(PREFIX))
     return [path.stem for path in found if fields is None or fields >= tomllib.loads(path.read_text(encoding="utf-8")).keys()]
 
 

@@ -17,10 +17,11 @@ from transformers import BertForMaskedLM, DistilBertForQuestionAnswering
 
 from distillation import ablate, finetune
 from distillation import distill as distill_verb
-from distillation.ablation import ablation_cost, ablation_plan
+from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, LayerMaps, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
 from distillation.ablation.ablation_work import check_words
+from distillation.training.recipes import PRESETS
 from pocketqa import report, runs
 from pocketqa.errors import DataError, OptionsError, PocketQAError, TrainingError
 from pocketqa.folders import ModelFolder, sha256_file, write_manifest
@@ -627,4 +628,4 @@ def test_recipes_with_stages_run_whole(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_presets_stand_where_the_plan_looks() -> None:
-    assert (ablation_plan.PRESETS / "ablation_paper.toml").is_file()
+    assert (PRESETS / "ablation_paper.toml").is_file()

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertForMaskedLM
 
 from distillation import distill, finetune, grow, pretrain
-from distillation.ablation.ablation_plan import PREFIX, PRESETS
+from distillation.training.recipes import PREFIX, PRESETS
 from pocketqa.folders import ModelFolder
 from tests.tiny import tiny_bert, tiny_distilbert, tiny_squad
 
