@@ -25,7 +25,6 @@ from mobile_export.timing.single_stream import (
     Entry,
     Race,
     Rules,
-    Seconds,
     missed_minimums,
 )
 from mobile_export.timing.workloads import STSB_PAIRS, Workload
@@ -33,8 +32,8 @@ from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
 from pocketqa.reporting.mobile_tables import UNLIKE
 from pocketqa.results import DEVICE, check_device
-from pocketqa.runs import RunFile, TimingSummary, mean_ratio, median_ratio, read, summarise_times, timing_results
-from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval, percentile_interval
+from pocketqa.runs import RunFile, TimingSummary, mean_ratio, median_ratio, quantile_ratio, read, summarise_times, timing_results
+from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval
 from pocketqa.types import JSON
 
 STAGES = ("tokenise", "forward", "decode")
@@ -45,7 +44,6 @@ UNKNOWN = ("load_seconds", "first_run_seconds")  # may be null: not every system
 THERMAL_STATES = ("nominal", "fair", "serious", "critical")  # ProcessInfo.ThermalState
 DRAWN = 20_000_000  # values drawn for one interval at most: long runs need fewer resamples than short ones
 FEWEST_RESAMPLES = 1000
-CHUNK_VALUES = 4_000_000
 SAME_TOTAL = 0.05  # share, or seconds, by which mean x count may miss the total: both are rounded
 PAPER_SECONDS = {"BERT-base": 668.0, "DistilBERT": 410.0}  # DistilBERT paper (arXiv 1910.01108), table 3
 SOURCE = "MLPerf Mobile, single stream (mlcommons/mobile_app_open: flutter/assets/tasks.pbtxt)"
@@ -123,22 +121,6 @@ def _verdict(ratio: Interval, first: Entry, second: Entry, workload: Workload) -
     a, b = first.contestant.label, second.contestant.label
     unlike = workload.fixed_length and [sample.positions for sample in first.samples] != [sample.positions for sample in second.samples]
     return UNLIKE if unlike else verdict(ratio, a, b)
-
-
-def percentile_ratio(first: Seconds, second: Seconds, percentile: float = PERCENTILE, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Ratio of a percentile of paired values (N,), with its paired bootstrap interval (percentiles interpolate linearly, as in summaries).
-
-    Raises OptionsError for lists of other than equal length or without values.
-    """
-    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise OptionsError(f"Expected two non-empty lists of the same length, found shapes {first.shape} and {second.shape}.")
-    random = np.random.default_rng(seed)
-    rows = max(1, CHUNK_VALUES // len(first))
-    ratios = []
-    for begin in range(0, resamples, rows):
-        drawn = random.integers(0, len(first), (min(rows, resamples - begin), len(first)))  # (R, N)
-        ratios.append(np.percentile(first[drawn], percentile, axis=1) / np.percentile(second[drawn], percentile, axis=1))
-    return percentile_interval(float(np.percentile(first, percentile) / np.percentile(second, percentile)), np.concatenate(ratios))
 
 
 def read_latency(path: str | os.PathLike[str]) -> RunFile:
@@ -245,7 +227,7 @@ def _ratios(first: Entry, second: Entry) -> dict[str, Interval]:
     resamples = int(np.clip(DRAWN // max(len(a), 1), FEWEST_RESAMPLES, RESAMPLES))
     return {
         "p50": median_ratio(a, b, resamples=resamples),
-        "p90": percentile_ratio(a, b, resamples=resamples),
+        "p90": quantile_ratio(a, b, PERCENTILE / 100, resamples=resamples),
         "forward": median_ratio(first.seconds("forward"), second.seconds("forward"), resamples=resamples),
     }
 

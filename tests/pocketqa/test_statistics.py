@@ -8,7 +8,7 @@ import pytest
 
 from pocketqa import runs
 from pocketqa.errors import OptionsError
-from pocketqa.statistics import count_groups, least_questions, mean_interval, resampled_means
+from pocketqa.statistics import Interval, count_groups, least_questions, mean_interval, median_ratio, quantile_ratio, resampled_means
 
 
 def test_groups_named_by_long_texts_take_little_memory() -> None:
@@ -184,3 +184,30 @@ def test_a_gate_seldom_passes_what_loses_more():
 def test_scaling_keeps_the_ends_in_order():
     assert runs.Interval(1, 0, 3).scaled(-1) == runs.Interval(-1, -3, 0)
     assert runs.Interval.from_json(runs.Interval(0.1, 0.0, 0.2).to_json()) == runs.Interval(0.1, 0.0, 0.2)
+
+
+def test_quantile_ratios_are_those_of_numpy() -> None:
+    random = np.random.default_rng(3)
+    first, second = random.gamma(2.0, 3.0, 60) + 1, random.gamma(2.0, 1.0, 60) + 1
+    groups = np.repeat(np.arange(20), 3)
+    for quantile in (0.25, 0.5, 0.99):
+        found = quantile_ratio(first, second, quantile, groups, resamples=400, seed=5)
+        assert found.value == pytest.approx(np.quantile(first, quantile) / np.quantile(second, quantile))
+        # The same resamples drawn and expanded one by one.
+        chosen = np.random.default_rng(5).integers(0, 20, size=(400, 20))
+        rows = [np.concatenate([np.flatnonzero(groups == group) for group in drawn]) for drawn in chosen]
+        ratios = [np.quantile(first[row], quantile) / np.quantile(second[row], quantile) for row in rows]
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))))
+    assert median_ratio(first, second, groups, resamples=400, seed=5) == quantile_ratio(first, second, 0.5, groups, resamples=400, seed=5)
+
+
+def test_a_ratio_of_quantiles_by_hand() -> None:
+    second = np.ones(200)
+    first = np.concatenate((np.full(150, 2.0), np.full(50, 5.0)))  # fewer than 21 slow ones would have to be drawn for another p90 than 5
+    assert quantile_ratio(first, second, 0.9, resamples=2000) == Interval(5.0, 5.0, 5.0)
+    assert quantile_ratio(first, second, 0.5, resamples=200) == Interval(2.0, 2.0, 2.0)
+    rare = np.concatenate((np.full(181, 2.0), np.full(19, 5.0)))  # 21 or more of 19 are drawn in about a third of the resamples
+    found = quantile_ratio(rare, second, 0.9, resamples=2000)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 5.0)
+    with pytest.raises(OptionsError, match="same count"):
+        quantile_ratio(np.ones(3), np.ones(4), 0.9)

@@ -14,7 +14,7 @@ import pytest
 from mobile_export.benchmark import heats_of
 from mobile_export.timing import machine_load
 from mobile_export.timing.contestants import Contestant, model_contestant, parse_engine, told_apart
-from mobile_export.timing.latency import percentile_ratio, race_results, verdict
+from mobile_export.timing.latency import race_results, verdict
 from mobile_export.timing.machine_load import Load, Snapshot, drift, pick_cores, spread
 from mobile_export.timing.processes import Process, drop_from_cache
 from mobile_export.timing.single_stream import MODES, Race, Rules, broken_rules, is_warm, query_order, race, seconds_left
@@ -110,35 +110,6 @@ def test_time_left() -> None:
 
 
 # --- ratios --------------------------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_ratio_of_percentiles_that_every_resample_shares() -> None:
-    second = np.linspace(1, 2, 50)
-    found = percentile_ratio(3 * second, second, resamples=200)
-    assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
-
-
-def test_a_ratio_of_percentiles_and_its_interval() -> None:
-    second = np.ones(200)
-    first = np.concatenate((np.full(150, 2.0), np.full(50, 5.0)))  # fewer than 21 slow ones would have to be drawn for another percentile than 5
-    assert percentile_ratio(first, second, resamples=2000) == Interval(5.0, 5.0, 5.0)
-    assert percentile_ratio(first, second, 50, resamples=200) == Interval(2.0, 2.0, 2.0)
-    rare = np.concatenate((np.full(181, 2.0), np.full(19, 5.0)))  # 21 or more of 19 are drawn in about a third of the resamples
-    found = percentile_ratio(rare, second, resamples=2000)
-    assert (found.value, found.low, found.high) == (2.0, 2.0, 5.0)
-
-
-def test_pairs_are_resampled_together() -> None:
-    draw = np.random.default_rng(0)
-    pace = draw.lognormal(0, 1, 300)  # a machine whose speed changes a hundredfold, for both alike
-    paired = percentile_ratio(2 * pace * draw.normal(1, 0.01, 300), pace, resamples=500)
-    shuffled = percentile_ratio(2 * pace, draw.permutation(pace), resamples=500)
-    assert paired.high - paired.low < 0.2 * (shuffled.high - shuffled.low)
-
-
-def test_lists_that_are_no_pairs_have_no_ratio() -> None:
-    with pytest.raises(OptionsError, match="same length"):
-        percentile_ratio(np.ones(3), np.ones(4))
 
 
 @pytest.mark.parametrize(

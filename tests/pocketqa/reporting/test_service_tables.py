@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pocketqa import report, runs
 from pocketqa.errors import OptionsError
 from pocketqa.reporting import figures
 from pocketqa.reporting.service_tables import service_lines
-from pocketqa.statistics import Interval, median_ratio, quantile_ratio
+from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
 CONTESTANTS = {"PocketQA": "the service", "A fp32": "PyTorch fp32", "A bf16": "PyTorch bf16", "B": "OpenVINO bf16"}
@@ -152,18 +151,3 @@ def test_figures(tmp_path: Path) -> None:
     assert "student 6.4 ms for 64 tokens to 100 ms for 1,000" in found[1].alt
     again = [picture for picture in figures.pictures({"service.json": run(results())}, report.TITLES) if picture.section == "Service"]
     assert [picture.png for picture in again] == [picture.png for picture in found]
-
-
-def test_quantile_ratios_are_those_of_numpy() -> None:
-    random = np.random.default_rng(3)
-    first, second = random.gamma(2.0, 3.0, 60) + 1, random.gamma(2.0, 1.0, 60) + 1
-    groups = np.repeat(np.arange(20), 3)
-    for quantile in (0.25, 0.5, 0.99):
-        found = quantile_ratio(first, second, quantile, groups, resamples=400, seed=5)
-        assert found.value == pytest.approx(np.quantile(first, quantile) / np.quantile(second, quantile))
-        # The same resamples drawn and expanded one by one.
-        chosen = np.random.default_rng(5).integers(0, 20, size=(400, 20))
-        rows = [np.concatenate([np.flatnonzero(groups == group) for group in drawn]) for drawn in chosen]
-        ratios = [np.quantile(first[row], quantile) / np.quantile(second[row], quantile) for row in rows]
-        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))))
-    assert median_ratio(first, second, groups, resamples=400, seed=5) == quantile_ratio(first, second, 0.5, groups, resamples=400, seed=5)
