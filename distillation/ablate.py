@@ -8,8 +8,9 @@
     pocketqa ablate --preset tasks --teacher T --student S --base B --data GLUE ...         on GLUE and IMDb: pocketqa ablate --preset tasks --help
 
 Each row is a distillation on text, a fine-tuning on questions and an evaluation on the development split; each leaves a folder in DIR, and the same
-command given again goes on after the last that is finished.  A row may be fine-tuned in several stages, which divide the epochs of --finetune-flags
-evenly among them, so that every row takes as many steps; and it may start from the teacher's layers as they are, without distillation.
+command given again goes on after the last that is finished.  --jobs runs several at once, which small models need to fill many cores.
+A row may be fine-tuned in several stages, which divide the epochs of --finetune-flags evenly among them, so that every row takes as many steps; and
+it may start from the teacher's layers as they are, without distillation.
 The table compares every row with its reference on the same questions and seeds.
 TEACHER has a language head (`pocketqa pretrain` trains one); READER answers questions and has the same vocabulary; BASE is what controls are
 fine-tuned from, without distillation.  --final measures every row once more, on data by which nothing was chosen, and makes a table of its own.
@@ -18,9 +19,7 @@ fine-tuned from, without distillation.  --final measures every row once more, on
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +28,8 @@ from pathlib import Path
 from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
-from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words
+from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, add_jobs_flag, check_owned, check_words, problems_of_run
+from distillation.ablation.side_by_side import Run, run_all
 from pocketqa import squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
@@ -90,9 +90,8 @@ def main(argv: list[str]) -> int:
     if given.dry_run:
         ablation_cost.say_times(plan, common, maps, _say)
         return 0
-    for number, work in enumerate(plan.works, 1):
-        if status := _do(work, f"{number}/{len(plan.works)}"):
-            return status
+    if status := run_all(plan.works, given.jobs, _do, VERBS, _say):
+        return status
     for verb, own in {"evaluate": "ablation.json", **({"final": "ablation-final.json"} if given.final else {})}.items():
         run = ablation_run(plan, given.seeds, common, ["pocketqa", "ablate", *argv], verb, Path(given.preset).stem)
         _print(run)
@@ -130,7 +129,7 @@ def _check_sources(common: Common) -> None:
             modeling.load_config(model)
 
 
-def _do(work: Work, place: str) -> int:
+def _do(work: Work, place: str, run: Run) -> int:
     """Run one work unless it is finished; its exit status, not 0 where it was stopped or failed."""
     part = f", stage {work.stage + 1} of {len(work.row.stages)}" if work.verb == "finetune" and work.row.stages else ""
     title = f"[{place}] {work.verb} {work.row.name}{part}, seed {work.seed}"
@@ -139,20 +138,13 @@ def _do(work: Work, place: str) -> int:
         return 0
     _say(f"{title}: pocketqa {work.verb.replace('final', 'evaluate')} {shlex.join(work.words)}")
     work.begin()
-    with contextlib.redirect_stdout(sys.stderr):  # what a verb prints for programs is not what this one prints for them
-        return VERBS[work.verb](list(work.words))
+    return run(work)
 
 
 def _check(given: argparse.Namespace) -> None:
-    problems = []
-    if len(set(given.seeds)) != len(given.seeds):
-        problems.append(f"--seeds must differ, found {' '.join(map(str, given.seeds))}")
+    problems = problems_of_run(given)
     if given.tokens < 1:
         problems.append(f"--tokens must be at least 1, found {given.tokens}")
-    if given.out.exists() and not given.out.is_dir():
-        problems.append(f"--out must be a folder, {given.out} is a file")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("an ablation runs in one process; start several with different --rows and --out in place of a launcher")
     if given.run_file and given.run_file.suffix == ".json" and given.final:
         problems.append(f"--run-file must be a folder where there is --final, since two run files are left; found {given.run_file}")
     if problems:
@@ -206,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help=f"of each distillation (default {DEFAULT_TOKENS:,})")
     parser.add_argument("--distill-flags", default="", metavar="FLAGS", help="for every distillation, in one word: '--batch-tokens 8192'")
     parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 2', which stages share")
+    add_jobs_flag(parser)
     parser.add_argument("--run-file", type=Path, metavar="PATH", help="write the run file to this folder or .json path as well")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the expected time, and run nothing")
     return parser

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,11 @@ class Work:
         return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".identity.json")
 
     @property
+    def log(self) -> Path:
+        """Beside what it leaves: what it says where several run at once."""
+        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".log")
+
+    @property
     def done(self) -> bool:
         """Whether an earlier call has finished it."""
         return self.leaves.is_file() if self.leaves.suffix == ".json" else ModelFolder(self.leaves).manifest.is_file()
@@ -82,6 +89,26 @@ class Work:
         """Note with what it is begun."""
         self.note.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.note, json.dumps({"identity": self.identity, **more}) + "\n")
+
+
+def add_jobs_flag(parser: argparse.ArgumentParser) -> None:
+    """--jobs, of every ablation."""
+    words = "works at once, each in a process with its share of the cores and a log beside what it leaves; memory for each is needed (default: 1)"
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=words)
+
+
+def problems_of_run(given: argparse.Namespace) -> list[str]:
+    """What every ablation refuses of its own flags and of its launcher, in words."""
+    problems = []
+    if given.seeds and len(set(given.seeds)) != len(given.seeds):
+        problems.append(f"--seeds must differ, found {' '.join(map(str, given.seeds))}")
+    if given.jobs < 1:
+        problems.append(f"--jobs must be at least 1, found {given.jobs}")
+    if given.out.exists() and not given.out.is_dir():
+        problems.append(f"--out must be a folder, {given.out} is a file")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("an ablation takes no launcher; --jobs runs several of its works at once")
+    return problems
 
 
 def check_owned(flags: Sequence[str], owned: Set[str] = OWNED) -> None:

@@ -14,7 +14,7 @@ not the GLUE score.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -25,7 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillation.ablation import task_cost
-from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, check_owned, check_words, content_of, contents_of, identity_of
+from distillation.ablation.ablation_work import (
+    OWNED_OF_ALL,
+    Row,
+    Work,
+    add_jobs_flag,
+    check_owned,
+    check_words,
+    content_of,
+    contents_of,
+    identity_of,
+    problems_of_run,
+)
+from distillation.ablation.side_by_side import Run, run_all
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file, task_folder
 from distillation.training.recipes import PREFIX, PRESETS
@@ -80,9 +92,8 @@ def main(argv: list[str]) -> int:
     if given.dry_run:
         task_cost.say_times(works, {plan.task.name: plan.data for plan in planned}, _say)
         return 0
-    for number, work in enumerate(works, 1):
-        if status := _do(work, f"{number}/{len(works)}", given.keep_models):
-            return status
+    if status := run_all(works, given.jobs, functools.partial(_do, keep=given.keep_models), VERBS, _say):
+        return status
     found = {run.file_name: run for run in (read(work.leaves) for work in works)}
     _print(found)
     for run in found.values() if given.run_file else ():
@@ -141,7 +152,7 @@ def _data(plan: Planned) -> list[str]:
     return [sha256_file(file) for file in files if file]
 
 
-def _do(work: Work, place: str, keep: bool) -> int:
+def _do(work: Work, place: str, run: Run, keep: bool) -> int:
     """Fine-tune and score one model unless that is finished; the exit status, not 0 where it was stopped."""
     title = f"[{place}] {work.leaves.stem.replace('-', ' ')}"
     if work.done:
@@ -153,9 +164,8 @@ def _do(work: Work, place: str, keep: bool) -> int:
     work.begin()
     if not model.exists():
         _say(f"{title}: pocketqa finetune {shlex.join(work.words)}")
-        with contextlib.redirect_stdout(sys.stderr):  # what the verb prints for programs is not what this one prints for them
-            if status := VERBS[work.verb](list(work.words)):
-                return status
+        if status := run(work):
+            return status
     seconds = {run.kind: float(run.results["seconds"]) for run in map(read, new.glob("*.json"))}
     work.begin(seconds=round(sum(seconds.values()), 1))
     for path in new.glob("*.json"):
@@ -169,16 +179,10 @@ def _do(work: Work, place: str, keep: bool) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    problems = []
-    if given.seeds and len(set(given.seeds)) != len(given.seeds):
-        problems.append(f"--seeds must differ, found {' '.join(map(str, given.seeds))}")
+    problems = problems_of_run(given)
     if given.run_file and given.run_file.suffix == ".json":
         problems.append(f"--run-file must be a folder, since each fine-tuning leaves a run file; found {given.run_file}")
-    if given.out.exists() and not given.out.is_dir():
-        problems.append(f"--out must be a folder, {given.out} is a file")
     problems += [f"--data must name folders, found {folder}" for folder in given.data if not Path(folder).is_dir()]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("it runs in one process; start several with different --tasks and --out in place of a launcher")
     if problems:
         raise OptionsError("The comparison cannot be run: " + "; ".join(problems) + ".")
 
@@ -212,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", type=int, nargs="+", metavar="N", help="the same for every model (default: 0 1 2 3 4; of SST-2 and IMDb the first)"
     )
     parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1'")
+    add_jobs_flag(parser)
     parser.add_argument("--keep-models", action="store_true", help="keep the checkpoints, in DIR/models")
     parser.add_argument("--run-file", type=Path, metavar="DIR", help="write the run files to this folder as well")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the expected time, and run nothing")

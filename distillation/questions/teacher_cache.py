@@ -25,6 +25,7 @@ from distillation.training import checkpoints, processes
 from distillation.training.loop import DTYPES
 from pocketqa.errors import TrainingError
 from pocketqa.folders import SHORT_HASH, atomic_folder, sha256_file
+from pocketqa.locks import one_maker
 
 LOGITS, INDEX = "logits.f32", "index.json"
 SIDES = 2  # start and end
@@ -95,14 +96,17 @@ def _make(
 ) -> None:
     processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        with atomic_folder(folder, replace=True) as made:  # of another run that was first
-            _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
-            progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
-            _fill(made / LOGITS, windows, lengths, pad_id, precision, model, progress)
-            index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
-            (made / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+        with one_maker(folder):
+            if folder.exists():
+                processes.say(f"teacher {source}: another run was first")
+                return
+            remove_leftovers(folder)
+            with atomic_folder(folder, replace=True) as made:
+                _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
+                progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
+                _fill(made / LOGITS, windows, lengths, pad_id, precision, model, progress)
+                index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
+                (made / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     except checkpoints.NOT_WRITTEN as error:
         raise checkpoints.not_written(folder, error) from error
 

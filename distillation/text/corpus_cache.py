@@ -27,6 +27,7 @@ from distillation.text.corpus_text import Source
 from pocketqa.errors import DataError, FolderError, TrainingError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import atomic_folder, sha256_file
+from pocketqa.locks import one_maker
 from pocketqa.types import JSON
 
 FORMAT = 1
@@ -79,21 +80,29 @@ def cache_key(sources: Sequence[Source], vocabulary: Vocabulary, limit: int) -> 
 
 def ready(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabulary: Vocabulary, limit: int, say: Say) -> JSON:
     """Make sure that `folder` holds the tokenised corpus, and return its corpus.json.  A damaged one is named and made again."""
+    problem = None
     if folder.exists():
         problem = damage(folder)
         if problem is None:
-            index: JSON = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            say(f"corpus: {index['tokens']:,} tokens of {index['documents']:,} documents, from the cache {folder}")
-            return index
+            return _found(folder, say)
         say(f"the cache {folder} is damaged ({problem}): tokenising again")
-    remove_leftovers(folder)
     try:
-        with atomic_folder(folder, replace=True) as partial:  # damaged, or of another run that was first
-            return _tokenise(partial, sources, tokenizer, vocabulary, limit, say)
+        with one_maker(folder):
+            if folder.exists() and problem is None:
+                return _found(folder, say)
+            remove_leftovers(folder)
+            with atomic_folder(folder, replace=True) as partial:
+                return _tokenise(partial, sources, tokenizer, vocabulary, limit, say)
     except OSError as error:
         raise TrainingError(f"The cache could not be written to {folder.parent}: {error}. Free some room or name another --cache.") from None
     except FolderError as error:
         raise TrainingError(f"{error} (--cache names the place of tokenised text.)") from None
+
+
+def _found(folder: Path, say: Say) -> JSON:
+    index: JSON = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    say(f"corpus: {index['tokens']:,} tokens of {index['documents']:,} documents, from the cache {folder}")
+    return index
 
 
 def damage(folder: Path) -> str | None:

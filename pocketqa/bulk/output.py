@@ -22,12 +22,8 @@ from typing import Any
 
 from pocketqa.bulk.lines import Answered
 from pocketqa.errors import DataError
+from pocketqa.locks import try_lock
 from pocketqa.writes import write_atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs of one output are not told apart there
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 SHOWN = 5  # problems that are told
@@ -146,14 +142,11 @@ class Output:
         self.state = state
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"Expected {self.partial} for this run alone, found another process that writes it. Wait for it, or name another --out."
-            ) from None
+            if not try_lock(self._file):
+                raise DataError(
+                    f"Expected {self.partial} for this run alone, found another process that writes it. Wait for it, or name another --out."
+                )
         except OSError as error:  # some network file systems have no locks
             print(f"{self.partial} cannot be locked ({error.strerror}): do not start a second run with this --out.", file=sys.stderr)
 

@@ -402,7 +402,7 @@ def test_bad_calls(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionsError, match=r"--seeds must differ, found 1 1; --tokens must be at least 1, found 0"):
         ablate.main([*command, "--seeds", "1", "1", "--tokens", "0"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OptionsError, match="runs in one process"):
+    with pytest.raises(OptionsError, match="takes no launcher; --jobs"):
         ablate.main(command)
 
 

@@ -149,7 +149,7 @@ def test_bad_calls(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ablate.main([*command(places, tmp_path / "out"), "--finetune-flags=--seed=1 --teacher T"])
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OptionsError, match="runs in one process"):
+    with pytest.raises(OptionsError, match="takes no launcher"):
         ablate.main(command(places, tmp_path / "out"))
 
 
