@@ -29,7 +29,7 @@ from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
 from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, add_jobs_flag, check_owned, check_words, problems_of_run
-from distillation.ablation.side_by_side import Run, run_all
+from distillation.ablation.side_by_side import Run, run_all, say_overlap
 from pocketqa import squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError
@@ -89,6 +89,7 @@ def main(argv: list[str]) -> int:
     _say_plan(plan, given.seeds)
     if given.dry_run:
         ablation_cost.say_times(plan, common, maps, _say)
+        say_overlap(given.jobs, _say)
         return 0
     if status := run_all(plan.works, given.jobs, _do, VERBS, _say):
         return status

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -27,19 +28,32 @@ def try_lock(file: IO[bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def one_maker(folder: Path) -> Iterator[None]:
+def one_maker(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time make `folder`, which others need too: they wait, and find it.
 
     Raises OSError where nothing can be written beside it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
-    with path.open("wb") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # no locks on this file system: two may make it, and the later one counts
-                fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(path, lambda: say(f"waiting for another run, which makes {folder}")):
         try:
             yield
         finally:
             with contextlib.suppress(OSError):  # Windows deletes nothing that is open
                 path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, wait: Callable[[], None]) -> IO[bytes]:
+    """The file, open and locked once no other process holds it; `wait` is called before a wait."""
+    while True:
+        file = path.open("wb")
+        with contextlib.suppress(OSError):  # no locks on this file system: two may make the folder, and the later one counts
+            if not try_lock(file):
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # of a file that its holder has deleted meanwhile

@@ -37,7 +37,7 @@ from distillation.ablation.ablation_work import (
     identity_of,
     problems_of_run,
 )
-from distillation.ablation.side_by_side import Run, run_all
+from distillation.ablation.side_by_side import Run, run_all, say_overlap
 from distillation.glue.classification import Task, task_named
 from distillation.glue.tasks import find_file, task_folder
 from distillation.training.recipes import PREFIX, PRESETS
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
     _say_plan(planned, left_out, works)
     if given.dry_run:
         task_cost.say_times(works, {plan.task.name: plan.data for plan in planned}, _say)
+        say_overlap(given.jobs, _say)
         return 0
     if status := run_all(works, given.jobs, functools.partial(_do, keep=given.keep_models), VERBS, _say):
         return status

@@ -78,7 +78,7 @@ def teacher_logits(
         _check(folder, key, lengths)
         processes.say(f"teacher {source}: logits from the cache {folder}")
     else:
-        _make(folder, key, source, windows, lengths, pad_id, precision, load())
+        _make(folder, key, source, windows, lengths, pad_id, precision, load)
     if processes.is_main():
         processes.wait()
     return TeacherLogits(folder, lengths)
@@ -92,14 +92,15 @@ def _make(
     lengths: NDArray[np.int64],
     pad_id: int,
     precision: str,
-    model: PreTrainedModel,
+    load: Callable[[], PreTrainedModel],
 ) -> None:
-    processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
     try:
-        with one_maker(folder):
+        with one_maker(folder, processes.say):
             if folder.exists():
-                processes.say(f"teacher {source}: another run was first")
+                processes.say(f"teacher {source}: logits from the cache {folder}, which another run has made")
                 return
+            model = load()
+            processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
             remove_leftovers(folder)
             with atomic_folder(folder, replace=True) as made:
                 _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))

@@ -80,15 +80,14 @@ def cache_key(sources: Sequence[Source], vocabulary: Vocabulary, limit: int) -> 
 
 def ready(folder: Path, sources: Sequence[Source], tokenizer: Path, vocabulary: Vocabulary, limit: int, say: Say) -> JSON:
     """Make sure that `folder` holds the tokenised corpus, and return its corpus.json.  A damaged one is named and made again."""
-    problem = None
     if folder.exists():
         problem = damage(folder)
         if problem is None:
             return _found(folder, say)
         say(f"the cache {folder} is damaged ({problem}): tokenising again")
     try:
-        with one_maker(folder):
-            if folder.exists() and problem is None:
+        with one_maker(folder, say):
+            if folder.exists() and damage(folder) is None:  # another run was first
                 return _found(folder, say)
             remove_leftovers(folder)
             with atomic_folder(folder, replace=True) as partial:

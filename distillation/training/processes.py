@@ -135,7 +135,8 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag for the duration of a run.
 
-    With one process a second signal acts as usual.  Under a launcher, which passes on what it gets itself, further ones change nothing.
+    With one process a second Ctrl-C acts as usual.  A second SIGTERM changes nothing, nor does any other under a launcher: who stops a group of
+    processes passes on what they got themselves, and what is being saved then is not to be cut short.
     """
 
     def __init__(self) -> None:
@@ -152,7 +153,7 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        if world() == 1:
+        if world() == 1 and number == signal.SIGINT:
             signal.signal(number, self._old[number])
 
     def __exit__(self, *details: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -78,16 +79,42 @@ def test_what_a_failed_process_said_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     assert run_all(works_of(tmp_path, 1), 2, lambda work, place, run: run(work), {}, said.append) == 2
     (told,) = said
-    assert told.startswith(f"evaluate row, seed 0: failed; {tmp_path / '0.log'} ends so:\n")
+    assert told.startswith(f"[1/1] ended with status 2; {tmp_path / '0.log'} ends so:\n")
     assert told.splitlines()[-1] == "pocketqa evaluate: error: the following arguments are required: --data"
 
 
-def test_a_log_that_another_process_writes(tmp_path: Path) -> None:
+def test_a_failure_after_another_is_told_too(tmp_path: Path) -> None:
+    said, both = list[str](), threading.Barrier(2)
+
+    def do(work: Work, place: str, run: Run) -> int:
+        both.wait(timeout=60)
+        if work.seed == 0:
+            return 3
+        time.sleep(0.3)
+        raise TrainingError("no room")
+
+    with pytest.raises(TrainingError, match="no room"):
+        run_all(works_of(tmp_path, 3), 2, do, {}, said.append)
+    assert said == ["[2/3] no room"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_work_that_another_process_still_runs(tmp_path: Path, jobs: int) -> None:
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / "0.log").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(TrainingError, match=r"Another process still runs what .*0\.log tells of"):
-            run_all(works_of(tmp_path, 1), 2, lambda work, place, run: run(work), {}, nothing)
+            run_all(works_of(tmp_path, 1), jobs, lambda work, place, run: run(work), {"evaluate": lambda words: 0}, nothing)
+
+
+def test_file_systems_without_locks_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert run_all(works_of(tmp_path, 2), 2, lambda work, place, run: 0, {}, nothing) == 0
+    with one_maker(tmp_path / "made", nothing):
+        (tmp_path / "made").mkdir()
 
 
 @pytest.fixture
@@ -107,7 +134,7 @@ def test_a_whole_ablation_side_by_side(tmp_path: Path, command: list[str], capsy
     together, alone = ([*command, "--tokens", "2000", "--out", str(tmp_path / name)] for name in ("together", "alone"))
     assert ablate.main([*together, "--jobs", "2"]) == 0
     told = capsys.readouterr().err
-    assert told.count(": finished in ") == 6
+    assert told.count("] finished in ") == 6
     assert ablate.main(alone) == 0
     capsys.readouterr()
 
@@ -117,6 +144,7 @@ def test_a_whole_ablation_side_by_side(tmp_path: Path, command: list[str], capsy
     assert left("together") == left("alone")
     logs = sorted((tmp_path / "together").rglob("*.log"))
     assert len(logs) == 6 and all(log.stat().st_size for log in logs)
+    assert sum("from the cache" in log.read_text() for log in logs) == 1  # the corpus that two distillations read
     for name in ("triple-seed-0", "random-seed-0"):
         one, other = (ModelFolder(tmp_path / where / "finetune" / name).read_manifest().config for where in ("together", "alone"))
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-4)
@@ -126,19 +154,28 @@ def test_a_whole_ablation_side_by_side(tmp_path: Path, command: list[str], capsy
     assert capsys.readouterr().err.count("finished already") == 6 + 1
 
 
-def test_a_stopped_ablation_saves_all_that_runs(tmp_path: Path, command: list[str]) -> None:
-    endless = [*command, "--tokens", "5000000", "--out", str(tmp_path / "out"), "--jobs", "2"]
+@pytest.mark.parametrize("how", ["asked", "one failed"])
+def test_a_stopped_ablation_saves_all_that_runs(tmp_path: Path, command: list[str], how: str) -> None:
+    endless = [*command, "--rows", "random", "no-mlm", "--tokens", "5000000", "--out", str(tmp_path / "out"), "--jobs", "3"]
     process = subprocess.Popen([sys.executable, "-m", "pocketqa", "ablate", *endless], stderr=subprocess.PIPE, text=True)
-    logs = [tmp_path / "out" / "distill" / f"{name}-seed-0.log" for name in ("triple", "random")]
+    logs = [tmp_path / "out" / "distill" / f"{name}-seed-0.log" for name in ("triple", "random", "no-mlm")]
     try:
         while not all(log.exists() and "\nstep " in log.read_text() for log in logs):
             assert process.poll() is None
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
+        if how == "asked":
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
+        else:
+            victim = str(logs.pop().with_suffix(""))
+            listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+            os.kill(next(int(line.split()[0]) for line in listed if f"--out {victim} " in line), signal.SIGKILL)
+        _, told = process.communicate(timeout=300)
     finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGTERM
+        process.terminate()
+        process.wait()
+    assert process.returncode == 128 + (signal.SIGTERM if how == "asked" else signal.SIGKILL)
+    assert ("was killed by SIGKILL (is there enough memory for --jobs 3?)" in told) == (how != "asked")
     assert "stopping: trainings that run are saved first" in told
     for log in logs:
         assert "Stopped at step" in log.read_text().splitlines()[-1]
@@ -148,16 +185,19 @@ def test_a_stopped_ablation_saves_all_that_runs(tmp_path: Path, command: list[st
 def test_one_process_at_a_time_makes_a_folder(tmp_path: Path) -> None:
     folder, order = tmp_path / "caches" / "made", list[str]()
 
-    def second() -> None:
-        with one_maker(folder):
-            order.append("second found it" if folder.exists() else "second makes it")
+    def other() -> None:
+        with one_maker(folder, order.append):
+            order.append("found" if folder.exists() else "made again")
 
-    with one_maker(folder):
-        other = threading.Thread(target=second)
-        other.start()
-        time.sleep(0.2)
-        order.append("first makes it")
+    others = [threading.Thread(target=other) for _ in range(3)]
+    with one_maker(folder, order.append):
+        for thread in others:
+            thread.start()
+        while len(order) < len(others):
+            time.sleep(0.01)
+        order.append("made")
         folder.mkdir()
-    other.join()
-    assert order == ["first makes it", "second found it"]
+    for thread in others:
+        thread.join()
+    assert order == [f"waiting for another run, which makes {folder}"] * 3 + ["made"] + ["found"] * 3
     assert os.listdir(folder.parent) == ["made"]

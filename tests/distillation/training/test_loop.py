@@ -353,19 +353,20 @@ def test_fp16_scales_its_loss_and_goes_on_with_the_same_scale(tmp_path: Path, mo
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-def test_a_second_signal_acts_as_usual() -> None:
+@pytest.mark.parametrize(("number", "as_usual"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_second_ctrl_c_acts_as_usual(number: int, as_usual: bool) -> None:
     from distillation.training.processes import StopSignal
 
     caught: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    before = signal.signal(number, lambda number, frame: caught.append(number))
     try:
         with StopSignal() as asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             assert (asked.asked, caught) == (True, [])
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert caught == [signal.SIGTERM]
+            os.kill(os.getpid(), number)
+            assert caught == ([number] if as_usual else [])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def test_progress_says_losses_speed_and_time_left(tmp_path: Path) -> None:
