@@ -101,6 +101,17 @@ def per_example(results: JSON, name: str = "run file") -> PerExample:
     return values
 
 
+def commonest_class(results: JSON) -> JSON | None:
+    """What always naming the commonest class would score on the same examples; None where labels are real numbers."""
+    values = per_example(results)
+    if any(name in OF_SCORES for name in values.metrics):
+        return None
+    classes, counts = np.unique(values.labels, return_counts=True)
+    said = np.full_like(values.labels, classes[counts.argmax()])
+    found = _metrics(PerExample(said, values.labels, values.metrics), np.ones((1, len(said))))[0]
+    return classification_results(results["task"], dict(zip(values.metrics, map(float, found), strict=True)), said, values.labels)
+
+
 def compare_tasks(first: JSON, second: JSON, names: tuple[str, str] = ("first", "second")) -> TaskComparison:
     """Paired comparison of two runs on the same examples.  Raises DataError when task or examples differ."""
     a, b = _check_same(first, second, names)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pocketqa.reporting import tables
 from pocketqa.reporting.tables import Runs, interval, of_kind, percent, signed
-from pocketqa.reporting.training_tables import NOT_BEATEN, Group, TaskGroups, beats_control, mean_beats_control, median_run, six_of, task_groups
+from pocketqa.reporting.training_tables import NOT_BEATEN, Group, TaskGroups, mean_beats_control, median_run, not_beaten, six_of, task_groups
 from pocketqa.runs import RunFile, compare, compare_tasks
 from pocketqa.statistics import Interval
 from pocketqa.task_scores import TaskComparison, compare_means, mean_of_tasks
@@ -79,8 +79,8 @@ def _on_squad(runs: Runs) -> Runs:
 def _task_retention(runs: Runs, task: str, first: str, second: str) -> Lines:
     groups = task_groups(runs)
     for outcome, name, data in _task_pairs(groups, task, first, second):
-        if not beats_control(groups[task, data, second], groups.get((task, data, "control"))):
-            yield f"{first}: {NOT_BEATEN}", name
+        if reason := not_beaten(groups[task, data, second], groups.get((task, data, "control"))):
+            yield f"{first}: {reason}", name
         elif outcome.retention:
             yield f"{first}: {percent(outcome.retention)} of the {second}'s score, median seeds, {outcome.count:,} examples", name
 
@@ -103,7 +103,7 @@ def _mean_retention(runs: Runs, first: str, second: str) -> Lines:
     if first in whole and second in whole:
         outcome = compare_means(whole[first], whole[second])
         if not mean_beats_control(whole, second):
-            yield f"{first}: {NOT_BEATEN}, mean of six tasks (see Classification)", ""
+            yield f"{first}: {NOT_BEATEN}, by its means of six tasks and of five (see Classification)", ""
         elif outcome.retention:
             yield f"{first}: {percent(outcome.retention)} of the {second}'s mean of six tasks, median seeds (see Classification)", ""
 

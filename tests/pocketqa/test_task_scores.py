@@ -72,6 +72,17 @@ def test_an_interval_of_accuracy_is_that_of_a_mean() -> None:
     assert (found["intervals"]["score"]["low"], found["intervals"]["score"]["high"]) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
+def test_the_commonest_class_scores_what_the_official_metrics_give_it() -> None:
+    blind = task_scores.commonest_class(results())
+    share = RIGHT.mean()  # more than half of them are ones
+    assert blind is not None and blind["metrics"] == pytest.approx({"accuracy": 100 * share, "f1": 100 * 2 * share / (1 + share)}, abs=1e-5)
+    assert task_scores.commonest_class(results(1 - SAID, 1 - RIGHT, names=("accuracy",)))["metrics"] == pytest.approx(
+        {"accuracy": 100 * share}, abs=1e-5
+    )
+    assert task_scores.commonest_class(results(names=("matthews",)))["score"] == 0
+    assert task_scores.commonest_class(results(GUESS, REAL, "stsb", names=("pearson", "spearman"))) is None
+
+
 def test_comparisons_are_paired() -> None:
     better = np.where(np.arange(120) < 30, RIGHT, SAID)
     outcome = runs.compare_tasks(results(better, names=("accuracy",)), results(names=("accuracy",)))

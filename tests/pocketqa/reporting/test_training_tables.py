@@ -134,8 +134,30 @@ def test_a_sample_gives_way_to_the_whole(tmp_path: Path) -> None:
 
 def test_what_a_teacher_does_not_have_of_its_own_is_not_retained(tmp_path: Path) -> None:
     text = page(tmp_path, *(task_run(task, role, many) for task in SIX for role, many in {"teacher": 4, "student": 4, "control": 4}.items()))
-    for line in (row(text, "| RTE | 40 | student |"), row(text, "| mean of six |", "student")):
+    for line in (
+        row(text, "| RTE | 40 | student |"),
+        *(row(text, f"| {mean} |", "student") for mean in ("mean of six", "mean of five, without WNLI")),
+    ):
         assert line.endswith("| not quoted: the teacher is not shown to beat the control |")
+
+
+def test_a_mean_that_wnli_carries_alone_is_told_from_one_that_it_does_not(tmp_path: Path) -> None:
+    def wrong(task: str, role: str) -> int:
+        return {"teacher": 2, "student": 4, "control": 38}[role] if task == "wnli" else 4
+
+    text = page(tmp_path, *(task_run(task, role, wrong(task, role)) for task in SIX for role in ("teacher", "student", "control")))
+    assert row(text, "| mean of six |", "student").endswith("] |") and "not quoted" not in row(text, "| mean of six |", "student")
+    assert row(text, "| mean of five, without WNLI |", "student").endswith(
+        "| 0.00 [0.00, 0.00] | not quoted: the teacher is not shown to beat the control |"
+    )
+
+
+def test_a_teacher_that_does_not_beat_the_commonest_class_has_nothing_to_keep(tmp_path: Path) -> None:
+    common = int(max(RIGHT.sum(), COUNT - RIGHT.sum()))
+    text = page(tmp_path, task_run("wnli", "teacher", COUNT - common), task_run("wnli", "student", COUNT - common), task_run("wnli", "control", 38))
+    assert row(text, "| WNLI | 40 | student |").endswith("| not quoted: the teacher is not shown to beat the commonest class |")
+    blind = row(text, "| WNLI | 40 | always the commonest class |")
+    assert f"| {100 * common / COUNT:.2f} [" in blind and blind.endswith(f"| accuracy {100 * common / COUNT:.2f} |  |  |  |")
 
 
 def test_the_mean_of_six_is_of_one_model(tmp_path: Path) -> None:
