@@ -35,7 +35,7 @@ def one_maker(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
-    with _locked(path, lambda: say(f"waiting for another run, which makes {folder}")):
+    with _locked(path, f"waiting for another run, which makes {folder}", say):
         try:
             yield
         finally:
@@ -43,13 +43,15 @@ def one_maker(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _locked(path: Path, wait: Callable[[], None]) -> IO[bytes]:
-    """The file, open and locked once no other process holds it; `wait` is called before a wait."""
+def _locked(path: Path, waiting: str, say: Callable[[str], None]) -> IO[bytes]:
+    """The file, open and locked once no other process holds it; before a wait, `waiting` is said once."""
     while True:
         file = path.open("wb")
         with contextlib.suppress(OSError):  # no locks on this file system: two may make the folder, and the later one counts
             if not try_lock(file):
-                wait()
+                if waiting:
+                    say(waiting)
+                waiting = ""
                 fcntl.flock(file, fcntl.LOCK_EX)
         try:
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
