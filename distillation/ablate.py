@@ -137,7 +137,7 @@ def _do(work: Work, place: str, run: Run) -> int:
     if work.done:
         _say(f"{title}: finished already")
         return 0
-    _say(f"{title}: pocketqa {work.verb.replace('final', 'evaluate')} {shlex.join(work.words)}")
+    _say(f"{title}: pocketqa {work.typed} {shlex.join(work.words)}")
     work.begin()
     return run(work)
 

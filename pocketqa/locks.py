@@ -53,9 +53,7 @@ def _locked(path: Path, waiting: str, say: Callable[[str], None]) -> IO[bytes]:
                     say(waiting)
                 waiting = ""
                 fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
-        except FileNotFoundError:
-            pass
         file.close()  # of a file that its holder has deleted meanwhile

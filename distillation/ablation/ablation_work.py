@@ -63,12 +63,20 @@ class Work:
     @property
     def note(self) -> Path:
         """Beside what it leaves: the identity, written before it starts."""
-        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".identity.json")
+        return self._beside(".identity.json")
 
     @property
     def log(self) -> Path:
         """Beside what it leaves: what it says where several run at once."""
-        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ".log")
+        return self._beside(".log")
+
+    def _beside(self, ending: str) -> Path:
+        return self.leaves.with_name(self.leaves.name.removesuffix(".json") + ending)
+
+    @property
+    def typed(self) -> str:
+        """The verb as it is typed."""
+        return self.verb.replace("final", "evaluate")
 
     @property
     def done(self) -> bool:
@@ -125,7 +133,7 @@ def check_words(works: Sequence[Work], parsers: Mapping[str, Callable[[list[str]
     refused: dict[tuple[str, str], list[str]] = {}
     for work in works:
         if work.verb in parsers and not work.done and (reason := _refusal(parsers[work.verb], work.words)):
-            rows = refused.setdefault((work.verb.replace("final", "evaluate"), reason), [])
+            rows = refused.setdefault((work.typed, reason), [])
             rows += [work.row.name] if work.row.name not in rows else []
     if refused:
         said = "; ".join(f"{verb} of {', '.join(rows)}: {reason}" for (verb, reason), rows in refused.items())

@@ -124,7 +124,7 @@ class _Processes:
             return do(work, place, functools.partial(self._run, place=place, log=log))
 
     def _run(self, work: Work, *, place: str, log: IO[bytes] | None) -> int:
-        command = [sys.executable, "-m", "pocketqa", work.verb.replace("final", "evaluate"), *work.words]
+        command = [sys.executable, "-m", "pocketqa", work.typed, *work.words]
         environment, began = os.environ | {"OMP_NUM_THREADS": str(self._threads)}, time.monotonic()
         with self._lock:
             if self._stopped:

@@ -211,3 +211,17 @@ def test_a_ratio_of_quantiles_by_hand() -> None:
     assert (found.value, found.low, found.high) == (2.0, 2.0, 5.0)
     with pytest.raises(OptionsError, match="same count"):
         quantile_ratio(np.ones(3), np.ones(4), 0.9)
+
+
+def test_a_ratio_of_quantiles_that_every_resample_shares() -> None:
+    second = np.linspace(1, 2, 50)
+    found = quantile_ratio(3 * second, second, 0.9, resamples=200)
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
+
+
+def test_pairs_of_a_ratio_of_quantiles_are_resampled_together() -> None:
+    draw = np.random.default_rng(0)
+    pace = draw.lognormal(0, 1, 300)  # a machine whose speed changes a hundredfold, for both alike
+    paired = quantile_ratio(2 * pace * draw.normal(1, 0.01, 300), pace, 0.9, resamples=500)
+    shuffled = quantile_ratio(2 * pace, draw.permutation(pace), 0.9, resamples=500)
+    assert paired.high - paired.low < 0.2 * (shuffled.high - shuffled.low)
