@@ -28,7 +28,7 @@ from pathlib import Path
 from distillation.ablation import ablation_cost
 from distillation.ablation.ablation_plan import Common, Plan, choose_rows, make_plan, read_preset
 from distillation.ablation.ablation_table import ablation_run
-from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, add_jobs_flag, check_owned, check_words, problems_of_run
+from distillation.ablation.ablation_work import OWNED_OF_ALL, Row, Work, add_jobs_flag, check_owned, check_words, problems_of_run, report_command
 from distillation.ablation.side_by_side import Run, run_all, say_overlap
 from pocketqa import squad
 from pocketqa.arguments import verb_parser
@@ -99,9 +99,7 @@ def main(argv: list[str]) -> int:
         for target in (given.out / "runs" / own, given.run_file):
             if target:
                 _say(f"run file: {write(run, target)}")
-    places = {"--runs": "runs", "--out": "RESULTS.md", "--html": "report"}
-    flags = [word for flag, name in places.items() for word in (flag, str(given.out / name))]
-    _say(f"next: {shlex.join(['pocketqa', 'report', '--no-readme', *flags])}    draws the table, as {given.out / 'report' / 'index.html'}")
+    _say(report_command(given.out, "runs"))
     return 0
 
 

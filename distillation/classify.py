@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -34,17 +36,20 @@ from distillation.glue.task_data import encode, make_plan, rows_hash, split_rows
 from distillation.glue.task_evaluate import TaskScores, TaskSplit, Trained, score, summary, task_run
 from distillation.glue.task_losses import loss_function
 from distillation.glue.task_metrics import task_score
-from distillation.glue.task_model import kept_outputs, load_classifier, predict, predictions_of
+from distillation.glue.task_model import load_classifier, predict, predictions_of
 from distillation.glue.task_recipe import TaskRecipe
 from distillation.glue.tasks import load_examples, source_name
 from distillation.models import modeling
 from distillation.models.students import parameters_of
-from distillation.training import processes, recipes
+from distillation.models.teachers import check_fit
+from distillation.questions.teacher_cache import LOGITS, kept_outputs
+from distillation.training import STOPPED, processes, recipes
 from distillation.training.checkpoints import load_best, model_key, weights_hash
 from distillation.training.loop import LoopResult, Stopped, run
 from distillation.training.stage import Stage
 from pocketqa.arguments import verb_parser
-from pocketqa.errors import OptionsError, TrainingError, VocabularyMismatch
+from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, read, training_results
 from pocketqa.types import JSON
@@ -59,6 +64,7 @@ class TaskJob:
     data: str
     dev: str | None
     teacher: str | None
+    cache: Path
     recipe: TaskRecipe
     role: str
     stage: Stage
@@ -89,7 +95,7 @@ def main(argv: list[str]) -> int:
             made = _finished(given, task, seed, out) or train(_job(given, task, seed, out), command)
         except Stopped as stopped:
             processes.say(str(stopped))
-            return 143
+            return STOPPED
         if processes.is_main():
             print(json.dumps(made, sort_keys=True))
         if "development" in made:
@@ -111,7 +117,7 @@ def train(job: TaskJob, command: Sequence[str]) -> JSON:
     model = load_classifier(job.model, task, new_head=True, **rates)
     work = stage.begin(job.model)
     tokenizer = AutoTokenizer.from_pretrained(work, use_fast=True)
-    _check_vocabulary(job, model, tokenizer)
+    check_fit(Tokenizer(work / "tokenizer.json"), recipe.max_tokens, [job.model, *([job.teacher] if job.teacher else [])])
     examples_of = _development(job.data, job.dev, task)
     prepared = _prepare(job, tokenizer)
     every = (stage.keeping.evaluate_every or prepared.per_epoch) if prepared.apart else 0
@@ -157,22 +163,21 @@ def _prepare(job: TaskJob, tokenizer: Any) -> Prepared:
 
 
 def _teacher_outputs(job: TaskJob, rows: list[TaskRow], pad_id: int) -> Tensor:
-    """(N, C) in float32, computed once by the main process and kept beside the run."""
+    """(N, C) in float32, computed once for all seeds and kept in the cache."""
     assert job.teacher is not None
-    source = job.teacher
+    source, shape = job.teacher, (len(rows), job.task.outputs)
     key = hashlib.sha256(json.dumps([model_key(source), job.task.name, rows_hash(rows)]).encode()).hexdigest()
 
-    def make() -> Tensor:
-        processes.say(f"the teacher reads {len(rows)} examples")
+    def load() -> PreTrainedModel:
         teacher = load_classifier(source, job.task, new_head=False)
         nn.Module.to(teacher, processes.device())
-        return predict(teacher, rows, job.task, pad_id)
+        return teacher
 
-    path = job.stage.work / "teacher_outputs.safetensors"
-    if processes.is_main():
-        kept_outputs(path, key, make)
-    processes.wait()
-    return kept_outputs(path, key, make)
+    def fill(file: Path, teacher: PreTrainedModel) -> None:
+        predict(teacher, rows, job.task, pad_id).numpy().astype("<f4").tofile(file)
+
+    folder = kept_outputs(job.cache, source, key, math.prod(shape), f"{len(rows):,} examples", load, fill)
+    return torch.from_numpy(np.fromfile(folder / LOGITS, dtype="<f4").reshape(shape))
 
 
 def _development(data: str, dev: str | None, task: Task) -> TaskSplit | None:
@@ -183,15 +188,6 @@ def _development(data: str, dev: str | None, task: Task) -> TaskSplit | None:
         return None
     load_examples(source, task, task.splits[1])
     return TaskSplit(source, task.splits[1])
-
-
-def _check_vocabulary(job: TaskJob, model: PreTrainedModel, tokenizer: Any) -> None:
-    if model.config.vocab_size < len(tokenizer):
-        raise TrainingError(
-            f"The tokenizer of {job.model} has {len(tokenizer)} entries, its model only {model.config.vocab_size} embeddings: no pair."
-        )
-    if job.teacher and AutoTokenizer.from_pretrained(job.teacher, use_fast=True).get_vocab() != tokenizer.get_vocab():
-        raise VocabularyMismatch(f"Expected one vocabulary, found two, in {job.model} and in {job.teacher}. Name a teacher with the student's.")
 
 
 def _say_plan(job: TaskJob, model: nn.Module, prepared: Prepared) -> None:
@@ -301,9 +297,7 @@ def _recipe(given: argparse.Namespace, task: Task, seed: int | None) -> TaskReci
     if given.recipe is None and task.recipe:
         given.recipe = task.recipe
         processes.say(f"recipe of {task.title}: {task.recipe}")
-    recipe = recipes.from_arguments(given, TaskRecipe)
-    if not given.teacher and not recipe.alpha_gold:
-        raise TrainingError("Expected a --teacher, as --alpha-gold 0 leaves the labels out, found none. Name one, or set --alpha-gold above 0.")
+    recipe = recipes.from_arguments(given, TaskRecipe, taught=bool(given.teacher))
     return recipe if seed is None else dataclasses.replace(recipe, seed=seed)
 
 
@@ -312,7 +306,8 @@ def _job(given: argparse.Namespace, task: Task, seed: int | None, out: Path) -> 
     if given.evaluate_every and not recipe.held_out:
         raise OptionsError("--evaluate-every chooses by the examples of --held-out, which is 0. Nothing is chosen by the development set.")
     stage = Stage.of(argparse.Namespace(**{**vars(given), "out": out, "name": given.name or given.out.name}))
-    return TaskJob(given.model, task, given.data, given.dev, given.teacher, recipe, given.role or stage.name, stage)
+    cache = given.cache or given.out.with_name("teacher-cache")
+    return TaskJob(given.model, task, given.data, given.dev, given.teacher, cache, recipe, given.role or stage.name, stage)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -322,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="PATH", help="folder of splits (train.tsv, dev.tsv), a training file, or a Hub name")
     parser.add_argument("--dev", metavar="PATH", help="what is scored at the end (default: the development split in --data)")
     parser.add_argument("--teacher", metavar="MODEL", help="a checkpoint fine-tuned on the same task, with the same vocabulary")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where a teacher's outputs are kept (default: teacher-cache beside OUT)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train once for each seed, in OUT/seed-N")
     parser.add_argument("--role", help="teacher, student, control, ..., for the run files (default: the name)")
     Stage.add_flags(parser)

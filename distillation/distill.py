@@ -31,14 +31,14 @@ from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling, students
 from distillation.models.distill_start import Start, Started, add_flags, start_of, start_student
-from distillation.models.teachers import check_hidden, check_logits, check_vocabulary, language_teachers
+from distillation.models.teachers import check_fit, check_hidden, check_logits, language_teachers
 from distillation.text import lm, mlm
-from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
+from distillation.text.corpus import Corpus, CorpusArguments, Rows, hold_out, plan_steps
 from distillation.text.masking import masked_batch
-from distillation.text.text_training import check_fit, say_text, shared_corpus, text_identity, text_run, text_summary
+from distillation.text.text_training import say_text, shared_corpus, text_identity, text_run, text_summary
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import model_key, weights_hash
-from distillation.training.loop import LoopResult, run
+from distillation.training.loop import LoopResult, Step, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa.arguments import verb_parser
 from pocketqa.features import Tokenizer
@@ -82,12 +82,10 @@ def distill(job: Job) -> JSON:
         check_hidden(student, teachers[0])
     transfer = Transfer(student.config, teachers[0].config, recipe)
     work = stage.begin(job.teachers[0])
-    check_vocabulary(Tokenizer(work / "tokenizer.json"), job.teachers[0], [*job.teachers[1:], *([job.start.student] if job.start.student else [])])
+    check_fit(Tokenizer(work / "tokenizer.json"), recipe.max_tokens, [*job.teachers, *([job.start.student] if job.start.student else [])])
     corpus = shared_corpus(job.text, work, recipe)
-    for model, name in ((student, "the student"), *zip(teachers, job.teachers, strict=True)):
-        check_fit(model, corpus, name)
     rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens)
-    plan = plan_steps(corpus.lengths, recipe, rows)
+    plan = plan_steps(corpus.lengths, recipe, rows, recipe.tokens)
     headed = started.headed or trains_head(len(plan), recipe, list(transfer.pairs))
     trained = Trained(student, transfer, headed, embedded=started.headed)
     _say_plan(job, trained, corpus, plan, apart, started.origin)

@@ -32,13 +32,12 @@ from distillation.evaluate import development_report
 from distillation.knowledge.transfer import Trained, Transfer
 from distillation.models import modeling
 from distillation.models.students import parameters_of
-from distillation.models.teachers import check_vocabulary
+from distillation.models.teachers import check_fit
 from distillation.questions.data import (
     DataSource,
     NegativeOptions,
     TrainingBatch,
     TrainingWindow,
-    epoch_batches,
     padded,
     to_batch,
     training_windows,
@@ -47,7 +46,8 @@ from distillation.questions.data import (
 )
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.question_losses import loss_function, teachers_of
-from distillation.text.corpus import plan_size
+from distillation.questions.teacher_cache import windows_hash
+from distillation.text.corpus import Rows, plan_size, plan_steps
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import grown_from, model_key, weights_hash
 from distillation.training.loop import LoopResult, Step, check, run
@@ -89,6 +89,9 @@ def main(argv: list[str]) -> int:
     job = _parse(argv)
     out, name = job.stage.out, job.stage.name
     following = f"pocketqa evaluate {out} --data dev-v1.1.json    or    pocketqa package {out} --out models/{name}"
+    if not _trains_head(job):
+        teachers = " ".join(job.teachers)
+        following = f"pocketqa finetune {out} --teacher {teachers} --data train-v1.1.json --recipe tinybert_prediction --out {out}-reader"
     return carry_out(job.stage, lambda: finetune(job), lambda summary: _training_run(job, summary, argv), following)
 
 
@@ -100,14 +103,14 @@ def finetune(job: Job) -> JSON:
     transfer = Transfer(model.config, modeling.load_config(job.teachers[0]) if job.teachers else model.config, recipe)
     trained = Trained(model, transfer, _trains_head(job))
     tokenizer = Tokenizer(job.stage.begin(job.model) / "tokenizer.json")
-    _check_fit(tokenizer, model, job)
+    check_fit(tokenizer, padded(recipe.max_tokens), [job.model, *job.teachers])
     scores = job.dev is not None and trained.headed
     if scores:
         _check_development(tokenizer, model, str(job.dev), job.dev_limit)
     counts, windows = _windows(job, tokenizer)
     if not windows:
         raise TrainingError("The data give no training window: every question is longer than --max-question-tokens. Raise it or name other data.")
-    plan = make_plan(windows, recipe)
+    plan = plan_steps(_lengths(windows), recipe)
     _say_plan(job, trained, windows, plan)
     check(recipe, job.stage.keeping, scores, plan)
     running, cached = teachers_of(job.teachers, job.cache, windows, tokenizer.pad_id, recipe)
@@ -122,7 +125,7 @@ def finetune(job: Job) -> JSON:
     scored = score if scores else None
     facts: JSON = {"parent": weights_hash(job.model), "grown": grown_from(job.model), "seed": recipe.seed, "no_answer": NoAnswer(_refuses(counts))}
     kept = dataclasses.replace(job.stage.keeping, **facts)
-    result = run(trained, plan, make_batch, loss_of, recipe, kept, _identity(job, tokenizer), score=scored, say=processes.say)
+    result = run(trained, plan, make_batch, loss_of, recipe, kept, _identity(job, tokenizer, windows), score=scored, say=processes.say)
     summary = _summary(job, model, counts, result, windows)
     if processes.is_main():
         _finish(job, trained, summary)
@@ -130,36 +133,9 @@ def finetune(job: Job) -> JSON:
     return summary
 
 
-def make_plan(windows: Sequence[TrainingWindow], recipe: ReaderRecipe) -> list[Step]:
-    """The steps of all epochs in order; a fraction of an epoch takes its first batches."""
-    lengths = np.array([len(item.window) for item in windows])
-    plan: list[list[int]] = []
-    whole, part = int(recipe.epochs), recipe.epochs - int(recipe.epochs)
-    for epoch in range(whole + (part > 0)):
-        batches = epoch_batches(lengths, recipe.batch_tokens, seed=recipe.seed * 1000 + epoch)
-        if epoch == whole:
-            batches = batches[: max(1, round(part * len(batches)))]
-        plan += [batch.tolist() for batch in batches]
-    return [plan[at : at + recipe.accumulation] for at in range(0, len(plan), recipe.accumulation)]
-
-
 def _dropout(source: str, recipe: ReaderRecipe) -> dict[str, Any]:
     family = modeling.load_config(source).model_type
     return {**modeling.dropout_rates(family, recipe.dropout, recipe.attention_dropout), **({"qa_dropout": 0.0} if family == "distilbert" else {})}
-
-
-def _check_fit(tokenizer: Tokenizer, model: PreTrainedModel, job: Job) -> None:
-    """Raise TrainingError where tokenizer, model and windows do not go together."""
-    if model.config.vocab_size < tokenizer.size:
-        raise TrainingError(
-            f"The tokenizer of {job.model} has {tokenizer.size} entries, its model only {model.config.vocab_size} embeddings: no pair."
-        )
-    check_vocabulary(tokenizer, job.model, job.teachers)
-    if model.config.max_position_embeddings < padded(job.recipe.max_tokens):
-        raise TrainingError(
-            f"Windows of --max-tokens {job.recipe.max_tokens} are padded to {padded(job.recipe.max_tokens)}, and {job.model} has "
-            f"{model.config.max_position_embeddings} positions. Lower --max-tokens."
-        )
 
 
 def _check_development(tokenizer: Tokenizer, model: PreTrainedModel, dev: str, limit: int | None) -> None:
@@ -203,7 +179,7 @@ def _windows(job: Job, tokenizer: Tokenizer) -> tuple[list[JSON], list[TrainingW
 
 
 def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], plan: Sequence[Step]) -> None:
-    tokens, waste = plan_size(plan, np.array([len(item.window) for item in windows]), padded)
+    tokens, waste = plan_size(plan, _lengths(windows), padded)
     parameters = parameters_of(trained.student)
     processes.say(f"model {job.model}: {parameters:,} parameters; teacher: {', '.join(job.teachers) or 'none'}")
     if trained.transfer.pairs:
@@ -214,10 +190,16 @@ def _say_plan(job: Job, trained: Trained, windows: Sequence[TrainingWindow], pla
     processes.say(f"recipe: {json.dumps(recipes.settings_of(job.recipe))}")
 
 
-def _identity(job: Job, tokenizer: Tokenizer) -> str:
+def _lengths(windows: Sequence[TrainingWindow]) -> Rows:
+    return np.array([len(item.window) for item in windows], dtype=np.int64)
+
+
+def _identity(job: Job, tokenizer: Tokenizer, windows: Sequence[TrainingWindow]) -> str:
     data = [[(squad.source_hash(s.path), s.fraction) for s in sources] for sources in (job.sources, job.unlabelled)]
     models = model_key(job.model), [model_key(source) for source in job.teachers]
-    parts = [recipes.settings_of(job.recipe), data, tokenizer.vocabulary_hash, *models]
+    parts: list[object] = [recipes.settings_of(job.recipe), data, tokenizer.vocabulary_hash, *models]
+    if not all(Path(source.path).is_file() for source in (*job.sources, *job.unlabelled)):  # a Hub data set, known by its name alone
+        parts += [windows_hash(windows), [(item.start, item.end) for item in windows]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -311,7 +293,10 @@ def _parse(argv: list[str]) -> Job:
         help="SQuAD-format files (.json, .gz, .bz2, .xz) or Hub NAME[:SPLIT] (default: train)",
     )
     words = "fine-tuned reader with the same vocabulary to learn from; of several, the mean of their probabilities is learnt"
-    parser.add_argument("--teacher", nargs="+", default=[], metavar="MODEL", help=words)
+    teachers = parser.add_mutually_exclusive_group()
+    teachers.add_argument("--teacher", nargs="+", default=[], metavar="MODEL", help=words)
+    words = "none, whatever weights and temperature of its soft targets the recipe has"
+    teachers.add_argument("--no-teacher", action="store_true", help=words)
     words = "questions for a teacher's soft targets alone: their answers, if they have any, are not looked at"
     parser.add_argument("--unlabelled", nargs="+", default=[], metavar="FILE[@SHARE]", help=words)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where a teacher's logits are kept (default: teacher-cache beside OUT)")
@@ -321,11 +306,11 @@ def _parse(argv: list[str]) -> Job:
     recipes.add_flags(parser, ReaderRecipe)
     given = parser.parse_args(argv)
     sources, unlabelled = (tuple(DataSource.parse(text) for text in texts) for texts in (given.data, given.unlabelled))
-    recipe = recipes.from_arguments(given, ReaderRecipe)
-    if not given.teacher and (recipe.any_transfer() or unlabelled):
-        raise TrainingError("Losses between layers and --unlabelled need a --teacher, found none. Name one.")
-    if not given.teacher and not recipe.alpha_squad:
-        raise TrainingError("Expected a --teacher, as --alpha-squad 0 leaves the answers out, found none. Name one, or set --alpha-squad above 0.")
+    recipe = recipes.from_arguments(given, ReaderRecipe, taught=bool(given.teacher or given.no_teacher))
+    if not given.teacher and (recipe.any_transfer() or not recipe.alpha_squad or unlabelled):
+        raise TrainingError("Losses between layers, --alpha-squad 0 and --unlabelled need a --teacher, found none. Name one.")
+    if given.dev_limit is not None and not given.dev:
+        raise TrainingError("--dev-limit takes a sample of --dev, found none. Name a development split, or leave it out.")
     if unlabelled and not recipe.alpha_ce:
         raise TrainingError("--unlabelled is for soft targets, which --alpha-ce 0 leaves out. Set --alpha-ce above 0.")
     cache = given.cache or given.out.with_name("teacher-cache")

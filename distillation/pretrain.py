@@ -22,16 +22,18 @@ from transformers import PreTrainedModel
 from distillation.models import modeling
 from distillation.models.modeling import dropout_rates
 from distillation.models.students import parameters_of
+from distillation.models.teachers import check_fit
 from distillation.text import lm, mlm
-from distillation.text.corpus import Corpus, CorpusArguments, Rows, Step, hold_out, plan_steps
+from distillation.text.corpus import Corpus, CorpusArguments, Rows, hold_out, plan_steps
 from distillation.text.masking import MaskedBatch, masked_batch
 from distillation.text.pretrain_recipe import PretrainRecipe
-from distillation.text.text_training import check_fit, say_text, shared_corpus, text_identity, text_run, text_summary
+from distillation.text.text_training import say_text, shared_corpus, text_identity, text_run, text_summary
 from distillation.training import processes, recipes
 from distillation.training.checkpoints import grown_from, model_key, weights_hash
-from distillation.training.loop import LoopResult, run
+from distillation.training.loop import LoopResult, Step, run
 from distillation.training.stage import Stage, carry_out
 from pocketqa.arguments import verb_parser
+from pocketqa.features import Tokenizer
 from pocketqa.types import JSON
 
 
@@ -60,12 +62,13 @@ def pretrain(job: Job) -> JSON:
     recipe, stage = job.recipe, job.stage
     torch.manual_seed(recipe.seed)
     model, new_head = _start(job)
-    corpus = shared_corpus(job.text, stage.begin(job.model), recipe)
-    check_fit(model, corpus, job.model)
+    work = stage.begin(job.model)
+    check_fit(Tokenizer(work / "tokenizer.json"), recipe.max_tokens, [job.model])
+    corpus = shared_corpus(job.text, work, recipe)
     if new_head and recipe.unigram_bias:
         mlm.start_bias(lm.decoder_bias(model), corpus.counts, corpus.vocabulary.special)
     rows, apart = hold_out(corpus.lengths, recipe.heldout_tokens)
-    plan = plan_steps(corpus.lengths, recipe, rows)
+    plan = plan_steps(corpus.lengths, recipe, rows, recipe.tokens)
     _say_plan(job, model, corpus, plan, apart)
 
     def make_batch(indices: Sequence[int], step: int) -> MaskedBatch:

@@ -26,17 +26,18 @@ from transformers import PreTrainedModel
 
 from distillation.models import modeling
 from distillation.models.modeling import dropout_rates
+from distillation.models.teachers import check_fit
 from distillation.speed_ways import EVERYWHERE, WATERFALL, Task, Way, batches
 from distillation.text import lm
 from distillation.text.corpus import Corpus, CorpusArguments, open_corpus
 from distillation.text.masking import MaskedBatch
 from distillation.text.pretrain_recipe import PretrainRecipe
-from distillation.text.text_training import check_fit
 from distillation.training import memory, processes, recipes
 from distillation.training.checkpoints import weights_hash
 from distillation.training.loop import DTYPES, make_optimizer
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, TrainingError
+from pocketqa.features import Tokenizer
 from pocketqa.runs import DataFile, RunFile, Subject, mean_interval, mean_ratio, new_run, training_speed_results, write
 from pocketqa.types import JSON
 
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
     model = _model(given.model, recipe)
     teacher = _model(given.teacher, recipe).eval() if given.teacher else None
     running, apart = (_corpus(given, recipe, packed) for packed in (True, False))
-    check_fit(model, running, given.model)
+    check_fit(Tokenizer(Path(given.model) / "tokenizer.json"), recipe.max_tokens, [given.model, *([given.teacher] if given.teacher else [])])
     documents = []
     tasks = [(Task(model, teacher), WATERFALL), *([(Task(model, teacher, everywhere=True), EVERYWHERE)] if teacher else [])]
     for task, ways in tasks:

@@ -127,7 +127,7 @@ def batches(way: Way, running: Corpus, apart: Corpus, recipe: TextRecipe) -> Ite
 
     All ways fill as many positions, padding included: as a batch of rows that run on has.
     """
-    plan = [list(batch) for step in plan_steps(running.lengths, recipe) for batch in step]
+    plan = [list(batch) for step in plan_steps(running.lengths, recipe, tokens=recipe.tokens) for batch in step]
     positions = max(len(batch) * int(running.lengths[batch].max()) for batch in plan)
     order = itertools.cycle(plan) if way.packed else _filled(apart, positions, recipe.seed)
     for step, indices in enumerate(order):

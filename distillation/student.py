@@ -17,8 +17,8 @@ import torch
 from transformers import BertForQuestionAnswering
 
 from distillation.models import modeling
-from distillation.models.students import choose_layers
-from distillation.training.checkpoints import grown_from, save_start
+from distillation.models.students import layers_of_start, parameters_of
+from distillation.training.checkpoints import save_start
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import TrainingError
 
@@ -34,16 +34,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to leave the checkpoint in")
     given = parser.parse_args(argv)
     torch.manual_seed(given.seed)
-    teacher = modeling.load_reader(given.teacher)
+    teacher, headed = modeling.load_or_start(given.teacher)
     if not isinstance(teacher, BertForQuestionAnswering):
         raise TrainingError(f"Expected a BERT as teacher, found {type(teacher).__name__} in {given.teacher}.")
-    grown = grown_from(given.teacher)
-    base = grown["from_layers"] if grown else None
-    layers = tuple(given.teacher_layers or choose_layers(modeling.depth(teacher.config), given.layers, base))
+    layers, how = layers_of_start(given.teacher, modeling.depth(teacher.config), given.layers, given.teacher_layers)
     student = modeling.student_from_teacher(teacher, layers, fold_token_type=not given.drop_token_types)
     save_start(student, given.teacher, given.out, {"step": "student", "teacher_layers": list(layers), "fold_token_type": not given.drop_token_types})
-    if grown and not given.teacher_layers:
-        print(f"{given.teacher} was grown from {base} layers: the student starts from those", file=sys.stderr)
-    print(f"teacher layers {list(layers)}, {sum(p.numel() for p in student.parameters()):,} parameters, in {given.out}", file=sys.stderr)
-    print(f"next: pocketqa finetune {given.out} --teacher {given.teacher} --data train-v1.1.json --out {given.out}-finetuned", file=sys.stderr)
+    print(f"teacher layers {' '.join(map(str, layers))}, {how}; {parameters_of(student):,} parameters, in {given.out}", file=sys.stderr)
+    reader = f" --teacher {given.teacher}" if headed else ""
+    print(f"next: pocketqa finetune {given.out}{reader} --data train-v1.1.json --out {given.out}-finetuned", file=sys.stderr)
     return 0

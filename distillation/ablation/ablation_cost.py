@@ -45,14 +45,10 @@ class Sizes:
 def layer_maps(common: Common) -> LayerMaps:
     """Depths of teacher and student, as the flags of all distillations say, and the layers that `pocketqa distill` takes by itself."""
     from distillation.models import modeling, students
-    from distillation.training.checkpoints import grown_from
 
     deep, start = modeling.depth(modeling.load_config(common.teacher)), student_start(common.distill_flags)
-    if start.teacher_layers:
-        return LayerMaps(deep, len(start.teacher_layers), start.teacher_layers)
-    few = start.layers or max(1, deep // 2)
-    grown = grown_from(common.teacher)
-    return LayerMaps(deep, few, students.choose_layers(deep, few, grown["from_layers"] if grown else None))
+    layers, _ = students.layers_of_start(common.teacher, deep, start.layers or max(1, deep // 2), start.teacher_layers)
+    return LayerMaps(deep, len(layers), layers)
 
 
 def say_times(plan: Plan, common: Common, maps: LayerMaps, say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from distillation.ablation.ablation_work import Row, Work, content_of, contents_of, file_of, identity_of
+from distillation.ablation.ablation_work import Row, Work, content_of, content_of_model, contents_of, file_of, identity_of
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.training import recipes
 from distillation.training.recipes import PREFIX, PRESETS
@@ -63,12 +63,14 @@ class LayerMaps:
 
     def filled(self, flag: str) -> list[str]:
         """A flag as words: a placeholder of a preset becomes the numbers of layers."""
+        from distillation.models.students import choose_layers  # here, since torch takes seconds to load
+
         deep, few = self.teacher, self.student
         maps = {
             "{first_layers}": range(few),
             "{last_layers}": range(deep - few, deep),
             "{even_layers}": range(0, few * (deep // few), deep // few),
-            "{spread_layers}": [round(i * (deep - 1) / max(1, few - 1)) for i in range(few)],  # the released DistilBERT's 0 2 4 7 9 11 for 12 -> 6
+            "{spread_layers}": choose_layers(deep, few),
         }
         return [str(layer) for layer in maps[flag]] if flag in maps else [flag]
 
@@ -258,7 +260,7 @@ def _finetunings(row: Row, seed: int, start: Made, common: Common, sources: JSON
         part = f"-stage-{number + 1}" if number + 1 < len(stages) else ""
         leaves = common.out / "finetune" / f"{row.name}{part}-seed-{seed}"
         settings = ("--seed", str(seed), *flags)
-        reader = ("--teacher", str(common.reader)) if row.teacher else ()
+        reader = ("--teacher", str(common.reader)) if row.teacher else ("--no-teacher",)  # flags of all rows may speak of one
         words = (start.path, "--data", *common.data, "--out", str(leaves), *reader, *settings)
         read = (start.identity, sources["data"], sources["reader"] if row.teacher else None)
         start = Made(str(leaves), identity_of("finetune", settings, contents_of(settings), *read))
@@ -334,9 +336,9 @@ def _sources(common: Common) -> JSON:
     """Hashes of everything that is read."""
     files = [file_of(text) for text in common.data]
     return {
-        "teacher": content_of(common.teacher),
-        "reader": content_of(common.reader) if common.reader else None,
-        "base": content_of(common.base) if common.base else None,
+        "teacher": content_of_model(common.teacher),
+        "reader": content_of_model(common.reader) if common.reader else None,
+        "base": content_of_model(common.base) if common.base else None,
         "final": content_of(common.final) if common.final else None,
         "corpus": [content_of(path) for path in common.corpus],
         "data": [_shares(common.data, files), *map(content_of, files)],

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,13 @@ def problems_of_run(given: argparse.Namespace) -> list[str]:
     return problems
 
 
+def report_command(out: Path, runs: str) -> str:
+    """What to do with the run files of an ablation, which lie in a folder of `out`: pages of them alone."""
+    places = {"--runs": runs, "--out": "RESULTS.md", "--html": "report"}
+    flags = [word for flag, name in places.items() for word in (flag, str(out / name))]
+    return f"next: {shlex.join(['pocketqa', 'report', '--no-readme', *flags])}    draws the table, as {out / 'report' / 'index.html'}"
+
+
 def check_owned(flags: Sequence[str], owned: Set[str] = OWNED) -> None:
     """Raise OptionsError for flags that every work is given by its plan, and which would count in their place."""
     if found := sorted({word.partition("=")[0] for word in flags} & owned):
@@ -165,6 +173,15 @@ def content_of(source: str) -> object:
     if path.is_dir():
         return sorted((file.relative_to(path).as_posix(), sha256_file(file)) for file in path.rglob("*") if file.is_file())
     return source
+
+
+def content_of_model(source: str) -> object:
+    """The same of a model; of one on the Hub its name and the commit that is in the cache, which reading its configuration has brought up to date."""
+    if Path(source).exists():
+        return content_of(source)
+    from distillation.training.checkpoints import model_key  # here, since torch takes seconds to load
+
+    return model_key(source)
 
 
 def contents_of(flags: Sequence[str]) -> list[object]:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from distillation.ablation.ablation_work import Work
+from distillation.training import STOPPED
 from pocketqa.errors import TrainingError
 from pocketqa.locks import try_lock
 from pocketqa.reporting.tables import duration
 from pocketqa.runtimes.cores import usable_cores
 
-STOPPED = 128 + signal.SIGTERM
 SAY_SECONDS = 60.0  # between two looks at what runs
 LAST_LINES = 15
 

@@ -1,4 +1,4 @@
-"""`pocketqa ablate --preset tasks`: teacher, student and control on the tasks of GLUE that are small and on IMDb, in paired seeds.
+"""`pocketqa ablate --preset tasks`: teacher, student and control on the small tasks of GLUE and on IMDb, the same seeds for every model.
 
     pocketqa ablate --preset tasks --teacher T --student S --base B --data GLUE IMDB --out DIR --run-file runs
     pocketqa ablate --preset tasks ... --tasks rte wnli --seeds 0 1 --dry-run
@@ -7,8 +7,8 @@ T, S and B are where the three start: a teacher, its student (`pocketqa distill`
 is fine-tuned on every task and seed with the same flags and scored once on the development set (of IMDb: the test set); by it nothing is chosen.
 Each leaves a run file in DIR/classification; its checkpoint is deleted then, unless --keep-models.  The same command given again goes on.
 --data names folders that hold a folder for each task (GLUE/rte/train.tsv, IMDB/imdb/train.csv.xz); tasks that none of them has are left out.
-The table holds the median seed of each, what the student and the control keep of the teacher's score, and the mean of the six tasks of GLUE, which is
-not the GLUE score.
+Medians are compared: the table holds the median seed of each, what the student and the control keep of the teacher's score, and the mean of the six
+tasks of GLUE, which is not the GLUE score.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,11 @@ from distillation.ablation.ablation_work import (
     add_jobs_flag,
     check_owned,
     check_words,
-    content_of,
+    content_of_model,
     contents_of,
     identity_of,
     problems_of_run,
+    report_command,
 )
 from distillation.ablation.side_by_side import Run, run_all, say_overlap
 from distillation.glue.classification import Task, task_named
@@ -84,7 +85,9 @@ def main(argv: list[str]) -> int:
     _check(given)
     planned, left_out = choose(given.tasks, given.seeds, given.data, shlex.split(given.finetune_flags))
     check_owned([word for plan in planned for word in plan.finetune], OWNED_OF_ALL)
-    works = make_works(planned, {"teacher": given.teacher, "student": given.student, "control": given.base}, given.out)
+    starts = {"teacher": given.teacher, "student": given.student, "control": given.base}
+    _check_starts(starts.values())
+    works = make_works(planned, starts, given.out)
     check_words(works, {"finetune": _job_of})
     for work in works:
         work.check()
@@ -99,8 +102,16 @@ def main(argv: list[str]) -> int:
     _print(found)
     for run in found.values() if given.run_file else ():
         _say(f"run file: {write(run, given.run_file)}")
-    _say("next: pocketqa report")
+    _say(report_command(given.out, "classification"))
     return 0
+
+
+def _check_starts(starts: Iterable[str]) -> None:
+    """Read the configurations of all models, which for one on the Hub says its commit.  Raises TrainingError."""
+    from distillation.models import modeling
+
+    for start in starts:
+        modeling.load_config(start)
 
 
 def choose(
@@ -132,7 +143,7 @@ def choose(
 
 def make_works(planned: Sequence[Planned], starts: dict[str, str], out: Path) -> tuple[Work, ...]:
     """A fine-tuning for every task, seed and model.  Seeds are the outer loop, so that every task has one before any has two."""
-    models = {role: content_of(start) for role, start in starts.items()}
+    models = {role: content_of_model(start) for role, start in starts.items()}
     data = {plan.task.name: _data(plan) for plan in planned}
     works = []
     for at in range(max(len(plan.seeds) for plan in planned)):
@@ -213,9 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, nargs="+", metavar="DIR", help="folders that hold a folder for each task")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of all runs; another call goes on in it")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the preset)")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="the same for every model (default: 0 1 2 3 4; of SST-2 and IMDb the first)"
-    )
+    words = "the same seeds for every model; medians are compared (default: 0 1 2 3 4; of SST-2 and IMDb the first)"
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help=words)
     parser.add_argument("--finetune-flags", default="", metavar="FLAGS", help="for every fine-tuning, in one word: '--epochs 1'")
     add_jobs_flag(parser)
     parser.add_argument("--keep-models", action="store_true", help="keep the checkpoints, in DIR/models")

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from distillation.glue.classification import Task, TaskBatch, TaskRow, TextExample
 from distillation.glue.task_recipe import TaskRecipe
-
-Step = Sequence[Sequence[int]]  # the micro-batches of one optimiser step, each the indices of its rows
+from distillation.training.loop import Step
 
 ENCODE_AT_ONCE = 1024
 POOL = 50  # steps whose rows are sorted by length together

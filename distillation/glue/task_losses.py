@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distillation.glue.classification import Task, TaskBatch
 from distillation.glue.task_model import outputs_of
 from distillation.glue.task_recipe import TaskRecipe
+from distillation.knowledge import losses
 from distillation.knowledge.losses import LossTerms
 
 
@@ -40,7 +41,4 @@ def gold_loss(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
 
 def soft_loss(outputs: Tensor, teacher: Tensor, task: Task, temperature: float) -> Tensor:
     """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015), or the squared error (TinyBERT for STS-B), summed over rows."""
-    if task.real:
-        return F.mse_loss(outputs, teacher, reduction="sum")
-    ours, theirs = (F.log_softmax(values / temperature, dim=-1) for values in (outputs, teacher))  # (B, C)
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2
+    return F.mse_loss(outputs, teacher, reduction="sum") if task.real else losses.soft_targets(outputs, teacher, temperature, count=1)

@@ -1,19 +1,15 @@
-"""BERT, DistilBERT and MobileBERT with a head for classification: loading, predicting, and a teacher's outputs, kept on disk.
+"""BERT, DistilBERT and MobileBERT with a head for classification: loading and predicting.
 
 Legend: N rows, B rows of a batch, C classes (1 for a real number).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
@@ -23,12 +19,9 @@ from distillation.glue.task_data import to_batch
 from distillation.models import modeling
 from distillation.training import processes
 from pocketqa.errors import OptionsError, TrainingError
-from pocketqa.folders import SHORT_HASH
-from pocketqa.writes import write_atomic
 
 # What may be drawn anew: poolers too, since the reading heads do without them.
 HEADS = ("classifier.", "pre_classifier.", "bert.pooler.", "mobilebert.pooler.")
-OUTPUTS = "outputs"
 PREDICT_TOKENS = 16384  # of a batch, padding included
 
 
@@ -119,39 +112,6 @@ def predict(model: PreTrainedModel, rows: Sequence[TaskRow], task: Task, pad_id:
 def predictions_of(outputs: Tensor, task: Task) -> Tensor:
     """(N,) the likeliest class of each row, or the real number."""
     return outputs[:, 0] if task.real else outputs.argmax(dim=-1)
-
-
-def kept_outputs(path: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What a teacher says of all rows (N, C): read from `path` where the file has this key, else made and written there.
-
-    key: hash of everything the outputs depend on.  Raises TrainingError that names a damaged file.
-    """
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                kept: Tensor = file.get_tensor(OUTPUTS)
-                known = file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{path} is damaged ({error}). Delete it; the teacher's outputs are then computed again.") from None
-        if known.get("key") == key and "sha256" in known:
-            if (found := _hash(kept)) != known["sha256"]:
-                raise TrainingError(
-                    f"{path} is damaged: expected outputs of sha256 {known['sha256'][:SHORT_HASH]}..., found {found[:SHORT_HASH]}.... "
-                    "Delete it; the teacher's outputs are then computed again."
-                )
-            return kept
-    made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_atomic(path, save({OUTPUTS: made.contiguous()}, metadata={"key": key, "sha256": _hash(made)}))
-    except OSError as error:
-        raise TrainingError(f"The teacher's outputs could not be written to {path}: {error}. Make room or give another --out.") from error
-    return made
-
-
-def _hash(outputs: Tensor) -> str:
-    """sha256 of the numbers themselves."""
-    return hashlib.sha256(outputs.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _labels(task: Task) -> dict[str, Any]:

@@ -28,6 +28,7 @@ DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".
 FORMATS = (".tsv", ".csv")
 HEADERLESS = {"cola": ("source", "label", "mark", "sentence")}  # as GLUE distributes it
 TORN = ("qqp",)  # whose distributed file has rows that lost columns
+LARGEST = 5.0  # of the similarities of STS-B, which begin at 0 (Cer et al. 2017)
 ENDINGS = tuple(f"{form}{packed}" for form in FORMATS for packed in ("", *DECOMPRESSORS))
 
 
@@ -158,16 +159,19 @@ def _label(text: str, task: Task, where: str) -> float:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise DataError(f"{where}: expected a number as label of {task.title}, found {text!r}.")
+        if not 0 <= value <= LARGEST:
+            raise DataError(f"{where}: expected a number from 0 to {LARGEST:g} as label of {task.title}, found {text!r}.{_hint(value)}")
         return value
     if text in task.classes:
         return float(task.classes.index(text))
     if text.isdigit() and int(text) < task.outputs:
         return float(text)
     names = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(task.classes))
-    hint = " A hidden label: this split cannot be scored or trained on." if text == "-1" else ""
-    raise DataError(f"{where}: expected a label of {task.title} ({names}), found {text!r}.{hint}")
+    raise DataError(f"{where}: expected a label of {task.title} ({names}), found {text!r}.{_hint(text)}")
+
+
+def _hint(label: str | float) -> str:
+    return " A hidden label: this split cannot be scored or trained on." if label in ("-1", -1.0) else ""
 
 
 def _read(path: Path) -> str:

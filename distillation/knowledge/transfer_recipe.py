@@ -29,6 +29,10 @@ class TransferRecipe:
     hidden_normalised: bool = setting(False, "compare hidden states at mean 0 and variance 1")
     projection: bool = setting(True, "where hidden sizes differ, learn a matrix (one for all layers) from the student's to the teacher's")
 
+    def problems_of_transfer(self) -> list[str]:
+        """A map of layers that no loss looks at."""
+        return ["--layer-map needs a loss between layers, such as --alpha-hidden"] if self.layer_map and not self.any_transfer() else []
+
     def any_transfer(self) -> bool:
         """Whether a loss between layers is on."""
         return self.needs_states() or self.needs_scores()

@@ -12,7 +12,7 @@ from distillation.knowledge.distill_recipe import DistillRecipe
 from distillation.models import modeling, students
 from distillation.text import lm
 from distillation.training import processes
-from distillation.training.checkpoints import grown_from, weights_hash
+from distillation.training.checkpoints import weights_hash
 from pocketqa.errors import TrainingError
 from pocketqa.types import JSON
 
@@ -72,6 +72,8 @@ def start_of(given: argparse.Namespace) -> Start:
     problems += [f"--{name} must be at least 1, found {value}" for name, value in sizes.items() if value is not None and value < 1]
     if start.student and (start.configured or start.random or start.layers or layers):
         problems.append("--student is whole; it cannot be combined with --layers, --teacher-layers, --random-init or sizes")
+    if start.drop_token_types and (start.student or start.configured or start.random):
+        problems.append("--drop-token-types is for layers that are copied; it cannot be combined with --student, --random-init or sizes")
     if layers and (start.configured or start.random):
         problems.append("--teacher-layers copies layers; it cannot be combined with --random-init or sizes")
     if layers and start.layers not in (None, len(layers)):
@@ -124,13 +126,13 @@ def start_student(start: Start, source: str, teacher: PreTrainedModel, recipe: D
 
 
 def _copied(start: Start, source: str, teacher: PreTrainedModel, layers: int) -> tuple[PreTrainedModel, JSON]:
-    grown = grown_from(source)
-    base = grown["from_layers"] if grown else None
-    chosen = start.teacher_layers or students.choose_layers(modeling.depth(teacher.config), layers, base)
-    origin = {"teacher_layers": list(chosen), "fold_token_type": not start.drop_token_types}
-    words = ", given" if start.teacher_layers else f", those of the {base}-layer base it was grown from" if base else ", evenly spread"
-    processes.say(f"student: teacher layers {' '.join(map(str, chosen))}{words}")
-    return students.language_student(teacher, chosen, not start.drop_token_types), origin
+    typed = teacher.config.model_type == "bert"  # has token types
+    if start.drop_token_types and not typed:
+        raise TrainingError(f"Expected a BERT for --drop-token-types, found {type(teacher).__name__} in {source}. Leave the flag out.")
+    chosen, how = students.layers_of_start(source, modeling.depth(teacher.config), layers, start.teacher_layers)
+    processes.say(f"student: teacher layers {' '.join(map(str, chosen))}, {how}")
+    fold = typed and not start.drop_token_types
+    return students.language_student(teacher, chosen, fold), {"teacher_layers": list(chosen), "fold_token_type": fold}
 
 
 def _set_dropout(model: PreTrainedModel, recipe: DistillRecipe) -> None:

@@ -20,10 +20,11 @@ from transformers import (
     BertForQuestionAnswering,
     DistilBertConfig,
     DistilBertForQuestionAnswering,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
-from distillation.training.checkpoints import weight_files
+from distillation.training.checkpoints import reason, weight_files
 from pocketqa.errors import TrainingError
 from pocketqa.folders import ModelFolder, safetensors_header
 from pocketqa.types import JSON
@@ -40,6 +41,14 @@ BERT_TO_DISTILBERT = {
 }
 
 
+PICKLED = "pytorch_model.bin"
+# Tensor by tensor, so that no head is lost or drawn.
+TO_SAFETENSORS = (
+    "python -c \"import torch; from safetensors.torch import save_file; weights = torch.load('pytorch_model.bin', weights_only=True); "
+    "save_file({name: weight.clone().contiguous() for name, weight in weights.items()}, 'model.safetensors', {'format': 'pt'})\""
+)
+
+
 def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrainedModel:
     """A BERT, DistilBERT or MobileBERT with a question-answering head from a folder or Hub name.
 
@@ -47,6 +56,17 @@ def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrai
     error.
     overrides: configuration values to set, such as dropout rates.
     """
+    model, headed = load_or_start(source, **overrides)
+    if not headed and not new_head:
+        raise TrainingError(
+            f"{source} has no trained question-answering head. "
+            f"Train one with: pocketqa finetune {source} --data train-v1.1.json --out {source.rstrip('/')}-reader"
+        )
+    return model
+
+
+def load_or_start(source: str, **overrides: Any) -> tuple[PreTrainedModel, bool]:
+    """As load_reader with new_head, and whether the head is a trained one, not drawn."""
     config = load_config(source)
     for key, value in overrides.items():
         setattr(config, key, value)
@@ -56,12 +76,7 @@ def load_reader(source: str, new_head: bool = True, **overrides: Any) -> PreTrai
         raise TrainingError(
             f"{source} lacks {len(missing)} weights of a {config.model_type} encoder, first {missing[0]!r}. Expected a complete checkpoint."
         )
-    if report["missing_keys"] and not new_head:
-        raise TrainingError(
-            f"{source} has no trained question-answering head. "
-            f"Train one with: pocketqa finetune {source} --data train-v1.1.json --out {source.rstrip('/')}-reader"
-        )
-    return model
+    return model, not report["missing_keys"]
 
 
 def load_weights(kind: Any, source: str, config: Any, **options: Any) -> tuple[PreTrainedModel, JSON]:
@@ -70,7 +85,13 @@ def load_weights(kind: Any, source: str, config: Any, **options: Any) -> tuple[P
     Raises CorruptFolder where a local folder is not what its manifest says or its weights are not whole, TrainingError where they do not fit.
     """
     ModelFolder(Path(source)).verify_checkpoint()
-    for file in weight_files(source):
+    files = weight_files(source)
+    if not files and (Path(source) / PICKLED).is_file():
+        raise TrainingError(
+            f"Expected model.safetensors in {source}, found only {PICKLED}, a format that is not opened here. "
+            f"Convert PyTorch weights that you trust once, in that folder, with: {TO_SAFETENSORS}"
+        )
+    for file in files:
         safetensors_header(file)
     try:
         made = kind.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
@@ -84,9 +105,12 @@ def load_config(source: str) -> Any:
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise TrainingError(f"Expected a Hugging Face folder with config.json at {source}, found none.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        settings, _ = PretrainedConfig.get_config_dict(source)
+        untold = "model_type" not in settings and {"hidden_size", "num_hidden_layers", "intermediate_size"} <= set(settings)
+        # TinyBERT as published, and BERT folders older than the field
+        config = BertConfig.from_dict(settings) if untold else AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{source!r} is neither a model folder nor a Hub model that can be reached: {str(error).splitlines()[0]}") from None
+        raise TrainingError(f"{source!r} is neither a model folder nor a Hub model that can be reached: {reason(error)}") from None
     if config.model_type not in {"bert", "distilbert", "mobilebert"}:
         raise TrainingError(f"Expected a BERT, DistilBERT or MobileBERT checkpoint, found model type {config.model_type!r} in {source}.")
     return config
@@ -189,7 +213,10 @@ def distilbert_config(config: Any, layers: int, **geometry: int) -> DistilBertCo
     bert = config.model_type == "bert"
     activation = config.hidden_act if bert else config.activation
     if activation != "gelu":
-        raise TrainingError(f"DistilBERT students use gelu; the teacher has {activation!r}.")
+        raise TrainingError(
+            f"Expected gelu, which DistilBERT students use, found {activation!r} in the teacher. Name another teacher, or let `pocketqa distill` "
+            "train a MobileBERT (--bottleneck) or a student that you have (--student)."
+        )
     sizes = {
         "dim": config.hidden_size,
         "n_heads": config.num_attention_heads,

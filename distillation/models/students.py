@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from distillation.models import modeling
+from distillation.training.checkpoints import grown_from
 from pocketqa.errors import TrainingError
 
 FOUR = 4  # intermediate sizes are four times the hidden size in BERT; MobileBERT's embeddings are a quarter of it, and it has four feed-forwards
@@ -38,6 +39,16 @@ def choose_layers(teacher_layers: int, student_layers: int, base_layers: int | N
     if student_layers == 1:
         return (0,)
     return tuple(round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers))
+
+
+def layers_of_start(source: str, teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
+    """The layers of a teacher, loaded from `source`, that a student starts from, and in words how they were chosen.  given: exactly these."""
+    if given:
+        return tuple(given), "given"
+    grown = grown_from(source)
+    base = grown["from_layers"] if grown else None
+    how = f"those of the {base}-layer base it was grown from" if base else "evenly spread"
+    return choose_layers(teacher_layers, student_layers, base), how
 
 
 def language_student(teacher: PreTrainedModel, layers: Sequence[int], fold_token_type: bool = True) -> DistilBertForMaskedLM:

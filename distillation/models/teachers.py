@@ -27,14 +27,29 @@ def reading_teachers(sources: Sequence[str]) -> list[PreTrainedModel]:
     return _frozen([modeling.load_reader(source, new_head=False) for source in sources])
 
 
-def check_vocabulary(tokenizer: Tokenizer, student: str, teachers: Sequence[str]) -> None:
-    """Raise VocabularyMismatch where a teacher's tokenizer is another than the student's."""
-    for teacher in teachers:
+def check_fit(tokenizer: Tokenizer, positions: int, sources: Sequence[str]) -> None:
+    """Raise TrainingError where one of the models has no embedding for some token or position, VocabularyMismatch where they have two tokenizers.
+
+    tokenizer: the first one's; positions: of the longest batch, padding included.
+    """
+    for source in sources[1:]:
         with tempfile.TemporaryDirectory() as folder:
-            save_tokenizer(teacher, Path(folder))
+            save_tokenizer(source, Path(folder))
             other = Tokenizer(Path(folder) / "tokenizer.json").vocabulary_hash
         if other != tokenizer.vocabulary_hash:
-            raise VocabularyMismatch(f"Expected one vocabulary, found two, in {student} and in {teacher}. Name a teacher with the student's.")
+            raise VocabularyMismatch(f"Expected one vocabulary, found two, in {sources[0]} and in {source}. Name models that share theirs.")
+    for source in sources:
+        config = modeling.load_config(source)
+        if config.vocab_size < tokenizer.size:
+            raise TrainingError(
+                f"The tokenizer of {sources[0]} has {tokenizer.size} entries, the model {source} only {config.vocab_size} embeddings: no pair. "
+                "Copy the checkpoint again from where it came from."
+            )
+        if config.max_position_embeddings < positions:
+            raise TrainingError(
+                f"Expected {positions} positions in {source}, for sequences of --max-tokens with their padding, "
+                f"found {config.max_position_embeddings}. Lower --max-tokens."
+            )
 
 
 def check_logits(student: PreTrainedModel, teachers: Sequence[PreTrainedModel], names: Sequence[str]) -> None:

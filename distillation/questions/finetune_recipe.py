@@ -38,7 +38,7 @@ class ReaderRecipe(Recipe, TransferRecipe):
 
     def problems(self) -> list[str]:
         """Those of every recipe, and of windows and weights."""
-        found = Recipe.problems(self)
+        found = Recipe.problems(self) + self.problems_of_transfer()
         if self.alpha_ce + self.alpha_squad == 0 and not self.any_transfer():
             found.append("--alpha-ce and --alpha-squad must not both be 0 without a loss between layers")
         if self.max_tokens - SPECIAL_TOKENS - self.max_question_tokens <= self.doc_stride:

@@ -1,7 +1,8 @@
-"""What teachers say of training windows, kept on disk: start and end logits in float32, each token of each window, nothing rounded or left out.
+"""What teachers say, kept on disk in float32: start and end logits of each token of training windows, nothing rounded or left out, and what
+`distillation/classify.py` keeps of examples.
 
-A cache is a folder teacher-KEY; KEY is a hash of the windows, the teacher's weights and the precision it computes in.  It is made once, as a whole or
-not at all, and memory-mapped from then on, so that neither the teacher nor all its logits need to be in memory.
+A cache is a folder teacher-KEY; KEY is a hash of what is read, the teacher's weights and the precision it computes in.  It is made once, as a whole
+or not at all.  Logits are memory-mapped from then on, so that neither the teacher nor all of them need to be in memory.
 """
 
 from __future__ import annotations
@@ -68,31 +69,39 @@ def teacher_logits(
     source: the teacher's folder or Hub name; load: gives the model, and is called only where it has to compute.
     Raises TrainingError for a cache whose bytes have changed, or that cannot be written.
     """
-    content = windows_hash(windows)
-    key = hashlib.sha256(json.dumps([content, checkpoints.model_key(source), precision]).encode()).hexdigest()
-    folder = cache / f"teacher-{key[:SHORT_HASH]}"
+    key = hashlib.sha256(json.dumps([windows_hash(windows), checkpoints.model_key(source), precision]).encode()).hexdigest()
     lengths = np.array([len(item.window) for item in windows], dtype=np.int64)  # (W,)
+
+    def fill(file: Path, model: PreTrainedModel) -> None:
+        progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
+        _fill(file, windows, lengths, pad_id, precision, model, progress)
+
+    return TeacherLogits(kept_outputs(cache, source, key, SIDES * int(lengths.sum()), f"{len(windows):,} windows", load, fill), lengths)
+
+
+def kept_outputs(
+    cache: Path, source: str, key: str, numbers: int, what: str, load: Callable[[], PreTrainedModel], fill: Callable[[Path, PreTrainedModel], None]
+) -> Path:
+    """The folder of the cache that holds so many numbers of a teacher; the first time the main process makes it while the others wait.
+
+    key: hash of everything they depend on; what: is read, in words; load: the teacher; fill: writes what it says to a file, as "<f4".
+    Raises TrainingError for a cache whose bytes have changed, or that cannot be written.
+    """
+    folder = cache / f"teacher-{key[:SHORT_HASH]}"
     if not processes.is_main():
         processes.wait()
     if folder.exists():
-        _check(folder, key, lengths)
+        _check(folder, key, 4 * numbers)
         processes.say(f"teacher {source}: logits from the cache {folder}")
     else:
-        _make(folder, key, source, windows, lengths, pad_id, precision, load)
+        _make(folder, source, key, numbers, what, load, fill)
     if processes.is_main():
         processes.wait()
-    return TeacherLogits(folder, lengths)
+    return folder
 
 
 def _make(
-    folder: Path,
-    key: str,
-    source: str,
-    windows: Sequence[TrainingWindow],
-    lengths: NDArray[np.int64],
-    pad_id: int,
-    precision: str,
-    load: Callable[[], PreTrainedModel],
+    folder: Path, source: str, key: str, numbers: int, what: str, load: Callable[[], PreTrainedModel], fill: Callable[[Path, PreTrainedModel], None]
 ) -> None:
     try:
         with one_maker(folder, processes.say):
@@ -100,13 +109,12 @@ def _make(
                 processes.say(f"teacher {source}: logits from the cache {folder}, which another run has made")
                 return
             model = load()
-            processes.say(f"teacher {source}: {len(windows):,} windows to read, once, into {folder}")
+            processes.say(f"teacher {source}: {what} to read, once, into {folder}")
             remove_leftovers(folder)
             with atomic_folder(folder, replace=True) as made:
-                _reserve(made / LOGITS, 4 * SIDES * int(lengths.sum()))
-                progress = ReadingProgress(int(lengths.sum()), f"teacher {source}", "windows", processes.say)
-                _fill(made / LOGITS, windows, lengths, pad_id, precision, model, progress)
-                index = {"key": key, "teacher": checkpoints.weights_hash(source), "windows": len(windows), "sha256": sha256_file(made / LOGITS)}
+                _reserve(made / LOGITS, 4 * numbers)
+                fill(made / LOGITS, model)
+                index = {"key": key, "teacher": checkpoints.weights_hash(source), "read": what, "sha256": sha256_file(made / LOGITS)}
                 (made / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     except checkpoints.NOT_WRITTEN as error:
         raise checkpoints.not_written(folder, error) from error
@@ -153,7 +161,7 @@ def _fill(
     values.flush()
 
 
-def _check(folder: Path, key: str, lengths: NDArray[np.int64]) -> None:
+def _check(folder: Path, key: str, expected: int) -> None:
     """Raise TrainingError where a cache is not what was written."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
@@ -161,7 +169,7 @@ def _check(folder: Path, key: str, lengths: NDArray[np.int64]) -> None:
         size = (folder / LOGITS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"The teacher cache {folder} is damaged: {error!r}. Delete it; it is then made again.") from None
-    if wanted != found or index.get("key") != key or size != 4 * SIDES * int(lengths.sum()):
+    if wanted != found or index.get("key") != key or size != expected:
         raise TrainingError(
             f"The teacher cache {folder / LOGITS} is damaged: expected sha256 {wanted[:SHORT_HASH]}..., found {found[:SHORT_HASH]}... "
             f"(key {str(index.get('key'))[:SHORT_HASH]}). Delete {folder}; it is then made again."

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from distillation.questions.data import epoch_batches
 from distillation.text.corpus_cache import COUNTS, DOCUMENTS, TOKENS, Vocabulary, cache_key, ready
 from distillation.text.corpus_text import find_sources
+from distillation.training.loop import Step
 from pocketqa.errors import TrainingError
 from pocketqa.folders import SHORT_HASH
 from pocketqa.types import JSON
 
-Step = Sequence[Sequence[int]]  # the micro-batches of one optimiser step, each the indices of its rows
 Rows = NDArray[np.int64]
 
 SPECIAL_PER_ROW = 2  # [CLS] and [SEP]
@@ -71,7 +71,7 @@ class CorpusArguments:
 
 
 class PlanRecipe(Protocol):
-    """What a plan depends on: the fields of a Recipe, and tokens."""
+    """What a plan depends on, of a Recipe."""
 
     @property
     def epochs(self) -> float:
@@ -88,10 +88,6 @@ class PlanRecipe(Protocol):
     @property
     def seed(self) -> int:
         """Of the order."""
-
-    @property
-    def tokens(self) -> int:
-        """Stop after so many, 0: after `epochs`."""
 
 
 class Corpus:
@@ -160,16 +156,16 @@ def hold_out(lengths: Rows, tokens: int) -> tuple[Rows, Rows]:
     return everything[~apart], everything[apart]
 
 
-def plan_steps(lengths: Rows, recipe: PlanRecipe, rows: Rows | None = None) -> list[Step]:
+def plan_steps(lengths: Rows, recipe: PlanRecipe, rows: Rows | None = None, tokens: int = 0) -> list[Step]:
     """Every optimiser step of a training: shuffled rows in micro-batches of like lengths, at most recipe.batch_tokens each, padding included.
 
-    rows: the row numbers to use (default: all).  recipe.tokens > 0: as many passes as that takes, the last one cut; else recipe.epochs passes.
+    rows: the row numbers to use (default: all).  tokens > 0: as many passes as that takes, else recipe.epochs passes; the last one may be cut.
     """
     rows = np.arange(len(lengths)) if rows is None else rows
     if not len(rows):
         raise TrainingError("The corpus gives no row to train on. Name more text, or lower --heldout-tokens.")
     taken = lengths[rows]
-    passes = recipe.tokens / float(taken.sum()) if recipe.tokens else recipe.epochs
+    passes = tokens / float(taken.sum()) if tokens else recipe.epochs
     whole, part = int(passes), passes - int(passes)
     if len(lengths) > np.iinfo(np.int32).max:
         raise TrainingError(f"The corpus gives {len(lengths):,} rows, more than can be counted. Read less of it with --corpus-tokens.")

@@ -11,14 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from distillation.models.students import parameters_of
-from distillation.text.corpus import HELD_OUT_SEED, Corpus, CorpusArguments, Rows, Step, open_corpus, plan_size
+from distillation.text.corpus import HELD_OUT_SEED, Corpus, CorpusArguments, Rows, open_corpus, plan_size
 from distillation.text.pretrain_recipe import TextRecipe
 from distillation.training import processes
 from distillation.training.checkpoints import weights_hash
-from distillation.training.loop import LoopResult
+from distillation.training.loop import LoopResult, Step
 from distillation.training.recipes import settings_of
 from distillation.training.stage import Stage
-from pocketqa.errors import TrainingError
 from pocketqa.runs import DataFile, RunFile, Subject, new_run, training_results
 from pocketqa.types import JSON
 
@@ -33,20 +32,6 @@ def shared_corpus(text: CorpusArguments, tokenizer: Path, recipe: TextRecipe) ->
     if processes.is_main():
         processes.wait()
     return corpus
-
-
-def check_fit(model: PreTrainedModel, corpus: Corpus, name: str) -> None:
-    """Raise TrainingError where a model has no embedding for some token or position of a corpus."""
-    config = model.config
-    if config.vocab_size < corpus.vocabulary.size:
-        raise TrainingError(
-            f"The tokenizer of {name} has {corpus.vocabulary.size} entries, its model only {config.vocab_size} embeddings: no pair. "
-            "Copy the checkpoint again from where it came from."
-        )
-    if config.max_position_embeddings < corpus.options.max_tokens:
-        raise TrainingError(
-            f"--max-tokens {corpus.options.max_tokens} exceeds the {config.max_position_embeddings} positions of {name}. Lower --max-tokens."
-        )
 
 
 def say_text(corpus: Corpus, plan: Sequence[Step], apart: Rows) -> None:

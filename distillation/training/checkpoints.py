@@ -35,16 +35,25 @@ def save_tokenizer(source: str, out: Path) -> None:
     """Write tokenizer.json, vocab.txt and their configuration into a folder.  Raises TrainingError where `source` has none, or `out` is full."""
     from transformers import AutoTokenizer
 
+    from distillation.models.modeling import load_config
+
+    config = load_config(source) if (Path(source) / "config.json").is_file() else None  # which may not say what kind of model it is
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, config=config)
     except (OSError, ValueError) as error:
-        found = str(error).split("\n")[0]
-        raise TrainingError(f"Expected a tokenizer in {source}, found: {found} Name a folder with tokenizer.json, or a model of the Hub.") from None
+        raise TrainingError(
+            f"Expected a tokenizer in {source}, found: {reason(error)} Name a folder with tokenizer.json, or a model of the Hub."
+        ) from None
     try:
         tokenizer.save_pretrained(out)
         tokenizer.save_vocabulary(str(out))
     except OSError as error:
         raise not_written(out, error) from error
+
+
+def reason(error: Exception) -> str:
+    """What the library says, in a line, without its list of all the kinds of models there are."""
+    return str(error).split("\n")[0].partition(", or contain one of")[0]
 
 
 def save_start(model: PreTrainedModel, source: str, out: Path, step: JSON) -> None:

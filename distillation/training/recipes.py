@@ -18,6 +18,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "ablation_"  # of the presets that are ablations and not recipes
 LATER = {"schedule": "linear"}  # fields that older trainings lack, and what those did
 PRECISIONS = ("bf16", "fp16", "fp32")
+# Fields that say nothing without a teacher, beside all weights of losses.
+TAUGHT = ("temperature", "kl_over_padding", "layer_map", "hidden_embeddings", "hidden_normalised", "projection")
 
 T = TypeVar("T", float, int, bool, str)
 R = TypeVar("R", bound="Recipe")
@@ -100,19 +102,21 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
             group.add_argument(_flag(item.name), type=type(item.default), metavar=metavar, **options)
 
 
-def from_arguments(arguments: argparse.Namespace, kind: type[R]) -> R:
-    """The recipe of a parsed command line.  Raises TrainingError with all problems at once."""
-    return resolve(
-        kind,
-        arguments.recipe,
-        {item.name: given for item in dataclasses.fields(kind) if (given := getattr(arguments, f"recipe_{item.name}")) is not None},
-    )
+def from_arguments(arguments: argparse.Namespace, kind: type[R], taught: bool = True) -> R:
+    """The recipe of a parsed command line.  Raises TrainingError with all problems at once.
+
+    taught: whether there is a teacher; where there is none, a flag or recipe that names what only a teacher gives a meaning is refused.
+    """
+    typed = {item.name: given for item in dataclasses.fields(kind) if (given := getattr(arguments, f"recipe_{item.name}")) is not None}
+    named = {**_of_file(arguments.recipe, kind), **typed}
+    if found := [] if taught else [_flag(name) for name in named if name in TAUGHT or name.startswith("alpha_")]:
+        raise TrainingError(f"Expected a --teacher for {', '.join(found)}, found none. Name one, or leave these out of the flags and of the recipe.")
+    return resolve(kind, None, named)
 
 
 def resolve(kind: type[R], path: str | None, overrides: dict[str, Any]) -> R:
     """The recipe of a TOML file (None: the defaults) with some fields replaced.  Raises TrainingError with all problems at once."""
-    known = {item.name: item for item in dataclasses.fields(kind)}
-    recipe = kind(**((_read(path, known) if path else {}) | overrides))
+    recipe = kind(**(_of_file(path, kind) | overrides))
     if found := recipe.problems():
         raise TrainingError("The recipe cannot be run: " + "; ".join(found) + ".")
     return recipe
@@ -133,7 +137,11 @@ def recipe_names(kind: type[Recipe] | None = None) -> list[str]:
     return [path.stem for path in found if fields is None or fields >= tomllib.loads(path.read_text(encoding="utf-8")).keys()]
 
 
-def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
+def _of_file(path: str | None, kind: type[Recipe]) -> dict[str, Any]:
+    """The fields that a recipe file names, by name; none where there is no file."""
+    if not path:
+        return {}
+    known: dict[str, Any] = {item.name: item for item in dataclasses.fields(kind)}
     if not Path(path).exists() and "/" not in path and not path.endswith(".toml"):
         path = recipe_file(path)
     try:

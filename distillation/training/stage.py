@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillation.training import card, checkpoints, processes
+from distillation.training import STOPPED, card, checkpoints, processes
 from distillation.training.keeping import Keeping
 from distillation.training.loop import Stopped
 from pocketqa.errors import DataError, TrainingError
@@ -23,7 +23,6 @@ from pocketqa.types import JSON, NoAnswer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STOPPED = 143  # 128 + SIGTERM, as shells report it
 WORDS = {
     "save_every": "seconds between states from which a stopped run goes on",
     "log_every": "seconds between lines of progress",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,7 @@ def test_a_plan_pairs_seeds_and_shares_distillations(preset: str) -> None:
     assert words[-6:] == ("--tokens", "100", "--seed", "5", "--alpha-ce", "0")
     assert by_name["finetune", "tuned", 3].words[0] == str(Path("out/distill/whole-seed-3"))
     assert "--teacher" in by_name["finetune", "taught", 3].words and "--teacher" not in by_name["finetune", "tuned", 3].words
+    assert "--no-teacher" in by_name["finetune", "tuned", 3].words  # flags of all rows may speak of a teacher
     assert len({work.identity for work in plan.works}) == len(plan.works)
     elsewhere = make_plan(rows, [3, 5], common(reader="reader", out=Path("elsewhere")), SIX_OF_TWELVE)
     assert [work.identity for work in elsewhere.works] == [work.identity for work in plan.works]
@@ -212,6 +214,9 @@ def test_stages_start_from_one_another_and_take_as_many_steps(tmp_path: Path) ->
     assert [(recipe.alpha_hidden, recipe.alpha_ce, recipe.learning_rate) for recipe in recipes[2:]] == [(1.0, 0.0, 5e-5), (0.0, 1.0, 3e-5)]
     usual = make_plan(rows, [7], common(reader="reader"), SIX_OF_TWELVE).works
     assert [finetune._parse([*usual[i].words, "--out", str(tmp_path / "new")]).recipe.epochs for i in (1, 4, 7, 8)] == [2.0, 2.0, 1.0, 1.0]
+    shared = make_plan(rows, [7], common(reader="reader", finetune_flags=("--recipe", "squad_paper", "--epochs", "2")), SIX_OF_TWELVE).works
+    found = [finetune._parse([*shared[i].words, "--out", str(tmp_path / "new")]) for i in (1, 4)]
+    assert [(len(job.teachers), job.recipe.learning_rate) for job in found] == [(0, 5e-5), (1, 5e-5)]
     for epochs in ("1", "0.5", "3"):  # both stages would see the same half
         with pytest.raises(OptionsError, match=f"row tinybert trains a stage for {float(epochs) / 2:g} epochs.*a multiple of 2 in --finetune-flags"):
             make_plan(rows, [7], common(reader="reader", finetune_flags=("--epochs", epochs)), SIX_OF_TWELVE)
@@ -264,6 +269,20 @@ def test_what_a_model_computes_is_part_of_a_work(tmp_path: Path) -> None:
             path.write_bytes(content + b" ")
             assert [before != now for before, now in zip(first, identities(), strict=True)] == own, path
             path.write_bytes(content)
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    rows, found = [row for row in read_preset("controls") if row.name in ("base", "general")], []
+    place = tmp_path / "models--owner--name"
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        for folder in (place / "refs", place / "snapshots" / commit):
+            folder.mkdir(parents=True, exist_ok=True)
+        (place / "refs" / "main").write_text(commit)
+        (place / "snapshots" / commit / "config.json").write_text("{}")
+        found.append([work.identity for work in make_plan(rows, [0], common(teacher="owner/name", base="base"), SIX_OF_TWELVE).works])
+    assert [first != second for first, second in zip(*found[:2], strict=True)] == [False] * 2 + [True] * 3
+    assert found[0] == found[2]
 
 
 # ---- whole runs

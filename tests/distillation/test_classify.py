@@ -9,20 +9,23 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distillation import classify, evaluate, finetune
 from distillation.glue import task_data, task_losses, task_model
 from distillation.glue.classification import TASKS, TaskBatch
 from distillation.glue.task_recipe import TaskRecipe
+from distillation.questions.teacher_cache import LOGITS
 from distillation.training import processes
 from distillation.training.stage import Stage
 from pocketqa import report, runs
 from pocketqa.errors import DataError, OptionsError, TrainingError, VocabularyMismatch
 from pocketqa.folders import ModelFolder
-from tests.tiny import tiny_bert, tiny_distilbert, tiny_mobilebert
+from tests.tiny import flip, tiny_bert, tiny_distilbert, tiny_mobilebert
 
 SMALL = ["--max-tokens", "32", "--batch-tokens", "512", "--batch-rows", "8", "--precision", "fp32", "--learning-rate", "2e-3", "--dropout", "0"]
 LEFT = {
@@ -112,9 +115,9 @@ def test_from_a_reader_to_a_teacher_to_a_student_and_a_report(tmp_path: Path, da
     assert classify.main([*common, "--out", str(tmp_path / "student"), "--role", "student", "--teacher", str(teacher / "sst2")]) == 0
     assert finetune.main([*common, "--out", str(tmp_path / "control"), "--role", "control"]) == 0  # the verb itself
     printed = capsys.readouterr()
-    assert "the teacher reads 48 examples" in printed.err
+    assert f"teacher {teacher / 'sst2'}: 48 examples to read, once, into {tmp_path / 'teacher-cache'}" in printed.err
     assert "the last epoch is taken" in printed.err
-    assert {path.name for path in (tmp_path / "student").iterdir()} == LEFT | {"teacher_outputs.safetensors"}
+    assert {path.name for path in (tmp_path / "student").iterdir()} == LEFT
     assert {"loss", "loss_ce", "loss_gold"} <= logged(tmp_path / "student")[-1].keys()
     manifest = ModelFolder(tmp_path / "student").read_manifest()
     assert manifest.config["task"] == "sst2"
@@ -178,6 +181,25 @@ def test_seeds_are_trained_once_each_and_give_a_median(tmp_path: Path, data: Pat
     assert [later.results[key] for key in ("start", "teacher", "settings", "max_tokens")] == [
         ours.results[key] for key in ("start", "teacher", "settings", "max_tokens")
     ]
+
+
+def test_a_teacher_is_run_once_for_all_seeds(tmp_path: Path, data: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = tiny_distilbert(tmp_path / "start")
+    common = [str(start), "--task", "sst2", "--data", str(data), *SMALL, "--epochs", "0.5", "--teacher", str(teacher / "sst2")]
+    assert classify.main([*common, "--out", str(tmp_path / "out"), "--seeds", "1", "2"]) == 0
+    said = capsys.readouterr().err
+    assert (said.count("48 examples to read, once"), said.count("from the cache")) == (1, 1)
+    (kept,) = (tmp_path / "teacher-cache").iterdir()
+    assert {path.name for path in (tmp_path / "out" / "seed-2").iterdir()} == LEFT
+    rows = np.fromfile(kept / LOGITS, dtype="<f4").reshape(48, 2)
+    tokenizer = AutoTokenizer.from_pretrained(teacher / "sst2")
+    first = (data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1].split("\t")[0]
+    with torch.no_grad():
+        own = AutoModelForSequenceClassification.from_pretrained(teacher / "sst2").eval()(**tokenizer(first, return_tensors="pt")).logits[0]
+    assert rows[0] == pytest.approx(own.numpy(), abs=1e-4)
+    flip(kept / LOGITS)
+    with pytest.raises(TrainingError, match=r"teacher cache .* is damaged: expected sha256 .*Delete"):
+        classify.main([*common, "--out", str(tmp_path / "other"), "--cache", str(kept.parent)])
 
 
 def test_a_finished_seed_of_other_settings_data_or_models_is_refused(tmp_path: Path, data: Path, teacher: Path) -> None:
@@ -295,9 +317,14 @@ def test_bad_calls(tmp_path: Path, data: Path, teacher: Path) -> None:
     with pytest.raises(OptionsError, match="different --seeds, found 1 1"):
         classify.main([*common, "--seeds", "1", "1"])
     with pytest.raises(TrainingError, match=r"--max-tokens \(600\) must not exceed.*--alpha-ce and --alpha-gold must not both be 0"):
-        classify.main([*common, "--max-tokens", "600", "--batch-tokens", "600", "--alpha-ce", "0", "--alpha-gold", "0"])
-    with pytest.raises(TrainingError, match="Expected a --teacher, as --alpha-gold 0 leaves the labels out, found none"):
-        classify.main(["no-such-folder", *common[1:], "--alpha-gold", "0"])
+        taught = ["--teacher", str(teacher / "sst2"), "--alpha-ce", "0", "--alpha-gold", "0"]
+        classify.main([*common, "--max-tokens", "600", "--batch-tokens", "600", *taught])
+    with pytest.raises(TrainingError, match="Expected a --teacher for --temperature, --alpha-gold, found none"):
+        classify.main(["no-such-folder", *common[1:], "--alpha-gold", "0", "--temperature", "4"])
+    short = tiny_bert(tmp_path / "short", positions=24)
+    for models in ([str(short), *common[1:]], [*common, "--teacher", str(short)]):
+        with pytest.raises(TrainingError, match=r"Expected 32 positions in .*short, .*found 24\. Lower --max-tokens"):
+            classify.main(models)
     with pytest.raises(TrainingError, match="found one of no task"):
         classify.main([*common, "--teacher", str(teacher / "reader")])
     with pytest.raises(DataError, match=r"Expected dev\.tsv"):

@@ -128,6 +128,10 @@ def test_two_teachers(tmp_path: Path, teacher: Path, text: Path) -> None:
     command = [str(teacher), str(tmp_path / "a"), "--corpus", str(text), "--out", str(tmp_path / "b"), "--tokens", "600", *SMALL]
     assert distill.main(command) == 0
     config = ModelFolder(tmp_path / "b").read_manifest().config
+    small = run_distill(tmp_path / "a", text, tmp_path / "c", "--tokens", "600")
+    assert [one["student"]["fold_token_type"] for one in (config, small)] == [True, False]  # a DistilBERT has no token types
+    with pytest.raises(TrainingError, match=r"Expected a BERT for --drop-token-types, found DistilBertForMaskedLM in .*a\. Leave the flag out"):
+        run_distill(tmp_path / "a", text, tmp_path / "d", "--tokens", "600", "--drop-token-types")
     assert config["teacher"] == [student["teacher"], ModelFolder(tmp_path / "a").read_manifest().files["model.safetensors"]]
 
 
@@ -312,6 +316,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, teacher: Path, text: Path)
         distill.main([str(teacher), *common, "--hidden", "16"])
     with pytest.raises(TrainingError, match=r"need one size, found 16 and 32"):
         distill.main([str(teacher), *common, "--hidden", "16", "--alpha-cos", "0", "--alpha-hidden", "1", "--no-projection"])
+    with pytest.raises(TrainingError, match=r"cannot be run: --layer-map needs a loss between layers"):
+        distill.main([str(teacher), *common, "--layer-map", "1,3"])
+    for ways in (["--random-init"], ["--hidden", "16"], ["--student", str(teacher)]):
+        with pytest.raises(TrainingError, match="--drop-token-types is for layers that are copied; it cannot be combined with"):
+            distill.main([str(teacher), *common, "--drop-token-types", *ways])
     with pytest.raises(TrainingError, match="--student is whole"):
         distill.main([str(teacher), *common, "--student", str(teacher), "--layers", "2"])
     other = tiny_bert(tmp_path / "other", vocabulary=[*VOCABULARY[:-1], "sofa"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from distillation import evaluate, finetune, grow, student
-from distillation.questions.data import TrainingBatch, to_batch
+from distillation.questions.data import DataSource, NegativeOptions, TrainingBatch, to_batch, training_windows
 from distillation.questions.finetune_recipe import ReaderRecipe
 from distillation.questions.harder import auroc
 from distillation.training import recipes
@@ -24,6 +25,7 @@ from distillation.training.checkpoints import save_state
 from pocketqa import runs, squad
 from pocketqa.errors import CorruptFolder, DataError, TrainingError
 from pocketqa.evaluation import evaluation_windows, open_reader, predict
+from pocketqa.features import Tokenizer
 from pocketqa.folders import ModelFolder
 from pocketqa.types import NoAnswer
 from tests.tiny import flip, tiny_base, tiny_bert, tiny_squad
@@ -77,6 +79,26 @@ def test_the_whole_way_from_a_base_to_a_distilled_student(tmp_path: Path, data: 
     teacher_manifest = ModelFolder(tmp_path / "teacher").read_manifest()
     assert teacher_manifest.no_answer.trained
     assert teacher_manifest.no_answer.threshold == teacher_manifest.config["development"]["no_answer_threshold"]
+
+
+def test_what_follows_a_student_names_its_teacher_only_if_that_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, base = tiny_bert(tmp_path / "reader"), tiny_base(tmp_path / "base")
+    for teacher, said in ((reader, f" --teacher {reader}"), (base, "")):
+        out = tmp_path / f"from-{teacher.name}"
+        assert student.main([str(teacher), "--layers", "1", "--out", str(out)]) == 0
+        assert f"next: pocketqa finetune {out}{said} --data train-v1.1.json --out {out}-finetuned\n" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_windows(tmp_path: Path, data: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    job = finetune._parse([str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL])
+    tokenizer = Tokenizer(base / "tokenizer.json")
+    windows = training_windows(squad.load(data), tokenizer, job.recipe.windows(), NegativeOptions(0.0, 0.0), 0)
+    moved = [dataclasses.replace(windows[0], start=windows[0].start - 1), *windows[1:]]
+    for source, told in ((DataSource("owner/name"), True), (DataSource(str(data)), False)):
+        given = dataclasses.replace(job, sources=(source,))
+        same, *others = (finetune._identity(given, tokenizer, some) for some in (windows, windows[1:], moved))
+        assert [other != same for other in others] == [told, told]
 
 
 def test_training_lowers_the_loss(tmp_path: Path, data: Path) -> None:
@@ -275,7 +297,7 @@ def test_a_finished_folder_is_not_overwritten(tmp_path: Path, data: Path) -> Non
 def test_windows_longer_than_the_model_has_positions_are_refused_before_anything_is_computed(tmp_path: Path, data: Path) -> None:
     base = tiny_bert(tmp_path / "base", positions=60)
     common = [str(base), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
-    with pytest.raises(TrainingError, match=r"--max-tokens 60 are padded to 64, and .*base has 60 positions\. Lower --max-tokens"):
+    with pytest.raises(TrainingError, match=r"Expected 64 positions in .*base, for sequences of --max-tokens .*found 60\. Lower --max-tokens"):
         finetune.main([*common, "--max-tokens", "60"])
     assert finetune.main([*common, "--max-tokens", "56", "--max-question-tokens", "30"]) == 0
 

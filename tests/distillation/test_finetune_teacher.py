@@ -86,6 +86,9 @@ def test_tinybert_intermediate_then_prediction(tmp_path: Path, data: Path, teach
     first = tune(start, data, tmp_path / "one", *flags, "--recipe", "tinybert_intermediate", "--learning-rate", "1e-3", *ways)
     assert "layers: 0 from 1, 1 from 3" in (said := capsys.readouterr().err)
     assert "is not scored" in said
+    one = tmp_path / "one"
+    following = f"pocketqa finetune {one} --teacher {teacher} --data train-v1.1.json --recipe tinybert_prediction --out {one}-reader"
+    assert f"next: {following}\n" in said  # neither evaluate nor package takes what has no head
     assert set(first["losses"]) == {"loss", "loss_squad", "loss_hidden", "loss_attention"}
     log = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
@@ -174,13 +177,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, data: Path, teacher: Path)
     start = tiny_distilbert(tmp_path / "start", layers=3)
     common = [str(start), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
     with pytest.raises(TrainingError, match="need a --teacher"):
-        finetune.main([*common, "--alpha-hidden", "1"])
-    with pytest.raises(TrainingError, match="need a --teacher"):
         finetune.main([*common, "--unlabelled", str(data)])
+    for ways in (["--unlabelled", str(data)], ["--alpha-squad", "0"], ["--alpha-hidden", "1"]):
+        with pytest.raises(TrainingError, match="Losses between layers, --alpha-squad 0 and --unlabelled need a --teacher, found none"):
+            finetune.main([*common, "--no-teacher", *ways])
     with pytest.raises(TrainingError, match="--alpha-ce 0 leaves out"):
         finetune.main([*common, "--teacher", str(teacher), "--unlabelled", str(data), "--alpha-ce", "0"])
-    with pytest.raises(TrainingError, match=r"Expected a --teacher, as --alpha-squad 0 leaves the answers out, found none\. Name one, or"):
-        finetune.main(["no-such-folder", *common[1:], "--recipe", "tinybert_prediction"])
+    with pytest.raises(TrainingError, match=r"cannot be run: --layer-map needs a loss between layers"):
+        finetune.main([*common, "--teacher", str(teacher), "--layer-map", "1,2,3"])
+    with pytest.raises(TrainingError, match=r"--dev-limit takes a sample of --dev, found none"):
+        finetune.main([*common, "--dev-limit", "5"])
     base = tiny_base(tmp_path / "base")
     with pytest.raises(TrainingError, match=r"no trained question-answering head.*pocketqa finetune"):
         finetune.main([*common, "--teacher", str(base)])
@@ -189,6 +195,32 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, data: Path, teacher: Path)
         finetune.main([*common, "--teacher", str(shallow), "--alpha-hidden", "1"])
     with pytest.raises(TrainingError, match="must not both be 0"):
         recipes.resolve(ReaderRecipe, None, {"alpha_ce": 0.0, "alpha_squad": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("ways", "named"),
+    [
+        (["--recipe", "squad_paper"], "--temperature, --alpha-ce, --alpha-squad"),
+        (["--recipe", "tinybert_prediction"], "--temperature, --alpha-ce, --alpha-squad"),
+        (["--alpha-squad", "0.1", "--temperature", "7", "--layer-map", "9,9,9,9"], "--layer-map, --temperature, --alpha-squad"),
+        (["--alpha-hidden", "1"], "--alpha-hidden"),
+    ],
+)
+def test_what_is_said_of_a_teacher_that_is_not_there_is_refused(tmp_path: Path, ways: list[str], named: str) -> None:
+    with pytest.raises(TrainingError, match=rf"Expected a --teacher for {named}, found none\. Name one, or leave these out"):
+        finetune.main(["no-such-folder", "--data", "none.json", "--out", str(tmp_path / "out"), *ways])
+
+
+def test_a_recipe_for_a_teacher_serves_without_one_where_that_is_said(tmp_path: Path, data: Path) -> None:
+    start = tiny_distilbert(tmp_path / "start")
+    config = tune(start, data, tmp_path / "out", "--recipe", "squad_paper", "--no-teacher", *SMALL)
+    assert (set(config["losses"]), config["recipe"]["learning_rate"]) == ({"loss"}, 5e-5)
+
+
+def test_a_teacher_of_too_few_positions_is_refused(tmp_path: Path, data: Path) -> None:
+    start, short = tiny_distilbert(tmp_path / "start"), tiny_bert(tmp_path / "short", positions=48)
+    with pytest.raises(TrainingError, match=r"Expected 64 positions in .*short, for sequences of --max-tokens .*, found 48\. Lower --max-tokens"):
+        tune(start, data, tmp_path / "out", "--teacher", str(short))
 
 
 @pytest.mark.parametrize("name", ["squad_paper", "tinybert_intermediate", "tinybert_prediction", "patient"])

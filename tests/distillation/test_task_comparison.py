@@ -102,6 +102,7 @@ def test_a_comparison_leaves_run_files_and_goes_on(
     printed = capsys.readouterr()
     assert printed.err.count("finished already") == 3 + 1  # each, and their number
     assert len(list((out / "models").iterdir())) == 3  # the later ones are gone
+    assert f"next: pocketqa report --no-readme --runs {out / 'classification'} --out" in printed.err
     assert not (out / "new").exists() or not list((out / "new").iterdir())
 
     found = runs.read_all(folder)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertForQuestionAnswering
 
 from distillation.models import modeling, students
+from distillation.training.checkpoints import save_tokenizer
 from pocketqa.errors import TrainingError
-from tests.tiny import tiny_base, tiny_bert, tiny_distilbert
+from tests.tiny import tiny_base, tiny_bert, tiny_distilbert, tiny_tinybert
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,33 @@ def test_an_encoder_without_a_head_gets_one_and_nothing_else_may_be_missing(tmp_
         modeling.load_reader(str(broken))
 
 
+def test_a_folder_as_older_berts_and_tinyberts_are_published(tmp_path: Path) -> None:
+    folder = tiny_tinybert(tmp_path / "Tiny")
+    wanted = logits(modeling.load_reader(str(folder), new_head=False))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "vocab.txt", "pytorch_model.bin"):
+            path.unlink()
+    with pytest.raises(TrainingError, match=r"found only pytorch_model\.bin.* once, in that folder, with: python -c") as refused:
+        modeling.load_reader(str(folder))
+    _, _, command = str(refused.value).partition("with: python ")
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=folder, check=True)
+    assert torch.equal(logits(modeling.load_reader(str(folder), new_head=False)), wanted)
+    save_tokenizer(str(folder), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_what_students_cannot_be_made_of_says_what_can_be_done(tmp_path: Path) -> None:
+    config = modeling.load_config(str(tiny_bert(tmp_path / "bert")))
+    config.hidden_act = "relu"
+    with pytest.raises(TrainingError, match=r"Expected gelu, .* found 'relu' in the teacher\. Name another teacher, or .*--bottleneck.*--student"):
+        modeling.distilbert_config(config, 1)
+
+
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"`model_type` key in its config\.json$"):  # and no list of all there are
+        modeling.load_config(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(TrainingError, match="found model type 'gpt2'"):
         modeling.load_config(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,10 @@ def test_both_are_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFi
     assert len(rows) == 3  # paragraphs, whole articles, refusals: neither of the later ones stands among the first
     assert f"| {joined['exact_match']:.2f} [" in rows[1] and " | -" in rows[1] + " | +" and "not measured" not in rows[1]
     assert f"| {printed['no_answer']['wrong_paragraphs']} | {printed['no_answer']['auroc']:.3f} |" in rows[2]
+    older = replace(articles, name="older", created="2020-01-01T00:00:00Z", results=articles.results | {"seconds": 1.0})
+    runs.write(older, folder)
+    assert report.main(["--runs", folder, "--out", str(out), "--no-readme"]) == 0
+    assert older.file_name not in out.read_text(encoding="utf-8") and articles.file_name in out.read_text(encoding="utf-8")
     (out.parent / "runs" / own.file_name).unlink()
     assert report.main(["--runs", folder, "--out", str(out), "--no-readme"]) == 0
     page = out.read_text(encoding="utf-8")
