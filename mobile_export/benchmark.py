@@ -14,10 +14,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobile_export.bundle import holds_bundle
 from mobile_export.timing.benchmark_options import DEFAULT_ENGINE, check_run_file, numbers, parse, rules_of, thread_counts
-from mobile_export.timing.contestants import Contestant, bundle_contestant, is_bundle, model_contestant, parse_engine, runs_here, told_apart
+from mobile_export.timing.contestants import Contestant, bundle_contestant, model_contestant, parse_engine, runs_here, told_apart
 from mobile_export.timing.latency import mode_rules, race_results, read_latency, why_not_valid
 from mobile_export.timing.latency_text import race_lines, size_lines, threads_or_unit
 from mobile_export.timing.machine_load import load_average
@@ -126,7 +128,7 @@ def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
     named = {engine: parse_engine(engine)[0] for engine in engines}
     made = []
     for model in arguments.models:
-        if is_bundle(model):
+        if holds_bundle(Path(model)):
             made.append(bundle_contestant(model, 1, unit=arguments.compute_unit))
         elif fitting := [engine for engine in engines if named[engine] in ENGINES]:
             made += [model_contestant(model, engine, 1) for engine in fitting]

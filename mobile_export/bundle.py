@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_export.formats.howto import write_howto
+from mobile_export.formats.howto import HOWTO, SWIFT, write_howto
 from mobile_export.targets import EXECUTORCH, Target, check_layout, check_scheme, find_target
 from mobile_export.timing.archive import model_files, zipped_bytes
 from mobile_export.tools import import_coremltools
@@ -132,7 +132,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise IncompleteFolder(f"Expected a bundle at {folder}, found {found}. Make one with: {_export_command(folder)}")
     if not (folder / "manifest.json").is_file():
         raise IncompleteFolder(f"Expected a bundle at {folder}, found no manifest.json in it. Make one with: {_export_command(folder)}")
-    manifest = ModelFolder(folder).read_manifest()
+    manifest = ModelFolder(folder).read_manifest(_again(folder, "TARGET"))
     if manifest.kind != KIND:
         raise FolderError(
             f"Expected a bundle at {folder}, found a {manifest.kind}. Make a bundle from it with: "
@@ -152,8 +152,16 @@ def check_out(path: Path, replace: bool) -> None:
         raise FolderError(f"Expected to write a bundle folder at {path}, found a file. Choose another --out.")
     if not replace:
         raise FolderError(f"Expected nothing at {path}, found a folder that is not empty. Choose another --out, or add --force to replace it.")
-    if not (path / "manifest.json").is_file() or ModelFolder(path).read_manifest().kind != KIND:
-        raise FolderError(f"{path} holds something else than a bundle, so --force does not replace it. Choose another --out.")
+    if not holds_bundle(path):
+        raise FolderError(f"{path} holds something else than a bundle, so --force does not replace it. Choose another --out, or remove the folder.")
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle by its manifest or, where that is missing or damaged, by the files that only bundles have together."""
+    try:
+        return ModelFolder(folder).read_manifest().kind == KIND
+    except FolderError:
+        return all((folder / name).is_file() for name in (*SHARED, HOWTO, SWIFT))
 
 
 def write_bundle(
@@ -298,8 +306,11 @@ def _write_trace(bundle: Bundle) -> None:
 
 
 def _remedy(bundle: Bundle) -> str:
-    command = _export_command(bundle.path, str(bundle.manifest.config.get("target")))
-    return f"Copy the bundle again from where it came from, or make it with: {command} --force"
+    return _again(bundle.path, str(bundle.manifest.config.get("target")))
+
+
+def _again(folder: Path, target: str) -> str:
+    return f"Copy the bundle again from where it came from, or make it with: {_export_command(folder, target)} --force"
 
 
 def _export_command(folder: Path, target: str = "ios16") -> str:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_export.bundle import Bundle, check_out, sizes
+from mobile_export.checkpoint.sources import add_no_answer, said_no_answer
 from mobile_export.targets import (
     DEFAULT_LAYOUT,
     DEFAULT_LENGTHS,
     EXECUTORCH,
     LAYOUTS,
     MIN_LENGTH,
+    MIXED,
     PROGRAM,
     SCHEMES,
     TARGETS,
@@ -59,6 +61,7 @@ examples:
   pocketqa export models/teacher --target iphone7plus --scheme int8 --out bundles/teacher-iphone7plus
   pocketqa export models/student --target ios18 --lengths 64,128,256,384,512 --out bundles/student-lengths
   pocketqa export models/student --target executorch --out bundles/student-executorch
+  pocketqa export deepset/bert-base-cased-squad2 --no-answer --target ios16 --out bundles/squad2-ios16
 """
 
 
@@ -68,20 +71,23 @@ def main(argv: list[str]) -> int:
     target = find_target(arguments.target)
     scheme = arguments.scheme or next(iter(target.forms))
     lengths = check_lengths(_lengths(arguments))
+    no_answer = said_no_answer(arguments)
     form = _form(target, scheme, arguments)
     check_layout(target, arguments.layout, form)
     out = _out(arguments.out, arguments.checkpoint, target)
     check_out(out, arguments.force)  # said before the minutes of work, not after
 
-    if form is not EXECUTORCH:
-        from mobile_export.tools import check_can_write
+    from mobile_export.tools import check_can_write, check_installed
 
+    if form is EXECUTORCH:
+        check_installed("writing ExecuTorch programs", "executorch")
+    else:
         check_can_write()
     from mobile_export.checkpoint.checkpoints import open_checkpoint
     from mobile_export.formats.exporting import export_bundle
 
     began = time.perf_counter()
-    checkpoint = open_checkpoint(arguments.checkpoint)
+    checkpoint = open_checkpoint(arguments.checkpoint, no_answer)
     check_lengths(lengths, checkpoint.positions)
     _progress(_plan(checkpoint, target, scheme, arguments.layout, lengths, out))
     bundle, checks = export_bundle(checkpoint, out, target, lengths, scheme=scheme, layout=arguments.layout, replace=arguments.force)
@@ -110,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--length", type=int, help=f"the one window length in tokens, {MIN_LENGTH} to {MAX_WINDOW_TOKENS} (default: {DEFAULT_LENGTHS[0]})"
     )
     lengths.add_argument("--lengths", metavar="N,N,...", help="several lengths in one model; short windows then cost less. Works on every target")
+    add_no_answer(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle if it exists")
     parser.add_argument("--run-file", metavar="PATH", help="write a run file (sizes, specification) to this folder or .json path")
     parser.add_argument("--role", help="teacher, student, ..., for the run file (default: the model's name)")
@@ -138,12 +145,22 @@ def _form(target: Target, scheme: str, arguments: argparse.Namespace) -> Form:
     form = check_scheme(target, scheme)
     if form is PROGRAM and scheme != "fp16":
         out = shlex.quote(arguments.out)
+        gate = " --max-f1-drop 1 --data DEV.json" if scheme == MIXED else ""
         raise OptionsError(
             f"An export for {target.name} is in fp16, so that it can be verified first; {scheme} is made from it: "
-            f"pocketqa export {shlex.quote(arguments.checkpoint)} --target {target.name} --out {out}-fp16, "
-            f"then: pocketqa compress {out}-fp16 --scheme {scheme} --out {out}"
+            f"pocketqa export {shlex.quote(arguments.checkpoint)} --target {target.name}{_retyped(arguments)} --out {out}-fp16, "
+            f"then: pocketqa compress {out}-fp16 --scheme {scheme}{gate} --out {out}"
         )
     return form
+
+
+def _retyped(arguments: argparse.Namespace) -> str:
+    """The options of every scheme that were typed, to be typed again."""
+    words = ["--no-answer"] if arguments.no_answer else []
+    for option in ("length", "lengths", "layout", "no_answer_threshold"):
+        if (value := getattr(arguments, option)) not in (None, DEFAULT_LAYOUT):
+            words += [f"--{option.replace('_', '-')}", shlex.quote(str(value))]
+    return "".join(f" {word}" for word in words)
 
 
 def _out(out: str, checkpoint: str, target: Target) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import shlex
@@ -29,13 +28,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobile_export.checkpoint.sources import load_model, locate, read_config, read_manifest, weight_files, weights_hash
+from mobile_export.checkpoint.sources import (
+    add_no_answer,
+    load_model,
+    locate,
+    read_config,
+    read_manifest,
+    said_no_answer,
+    weight_files,
+    weights_hash,
+)
 from mobile_export.checkpoint.tokenizer_files import write_tokenizer
-from mobile_export.formats.forms import add_options, run
+from mobile_export.formats.forms import DEVELOPMENT, MAX_F1_LOSS, add_options, run
 from mobile_export.formats.graph import DEFAULT_OPSET, OPSETS, export_graph
+from mobile_export.tools import check_installed
 from pocketqa import __version__, squad
 from pocketqa.arguments import verb_parser
-from pocketqa.errors import CorruptFolder, EngineError, FolderError, MissingExtra, OptionsError
+from pocketqa.errors import CorruptFolder, EngineError, FolderError, OptionsError
 from pocketqa.features import Tokenizer
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
 from pocketqa.golden import record
@@ -79,6 +88,7 @@ def main(argv: list[str]) -> int:
     """The verb `package`."""
     arguments = _parser().parse_args(argv)
     _check_options(arguments)
+    no_answer = said_no_answer(arguments)
     say = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.form:
         made_form = run(arguments, say)
@@ -86,7 +96,6 @@ def main(argv: list[str]) -> int:
         return 0
     began = time.perf_counter()
     given = vars(arguments)
-    no_answer = NoAnswer(True, arguments.no_answer_threshold) if arguments.no_answer else None
     made = package(arguments.checkpoint, arguments.out, **{key: given[key] for key in ("name", "opset", "force")}, no_answer=no_answer, say=say)
     if arguments.json:
         print(json.dumps(made.to_json()))
@@ -107,9 +116,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
             "Expected --out DIR for a model folder, or --form NAME for a form of one; found " + ("both." if arguments.out else "neither.")
         )
     folders = {"--name": arguments.name, "--force": arguments.force, "--opset": arguments.opset != DEFAULT_OPSET, "--no-answer": arguments.no_answer}
-    if arguments.no_answer_threshold is not None and not arguments.no_answer:
-        raise OptionsError("--no-answer-threshold goes with --no-answer.")
-    forms = {"--data": arguments.data, "--limit": arguments.limit is not None}
+    forms = {"--data": arguments.data, "--limit": arguments.limit is not None, "--seed": arguments.seed, "--split": arguments.split != DEVELOPMENT}
+    forms |= {"--max-f1-loss": arguments.max_f1_loss != MAX_F1_LOSS}
     other, kind = (folders, "--form") if arguments.form else (forms, "--out")
     if given := [option for option, value in other.items() if value]:
         raise OptionsError(f"{', '.join(given)} cannot be used with {kind}.")
@@ -142,7 +150,7 @@ def package(
 
     no_answer: what the checkpoint was trained for, in place of what its manifest says; a checkpoint from elsewhere has none.
     """
-    _check_installed()
+    check_installed("`pocketqa package`", *NEEDED)
     _check_out(checkpoint, Path(out), force)
     source = locate(checkpoint)
     config = read_config(source)
@@ -189,18 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name shown to people (default: that of the checkpoint's manifest, else of DIR)")
     parser.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace DIR where it is a model folder already; it may be CHECKPOINT itself")
-    words = "the checkpoint was trained with unanswerable questions, as SQuAD 2.0's are; said for those from elsewhere, since ours say it themselves"
-    parser.add_argument("--no-answer", action="store_true", help=words)
-    parser.add_argument("--no-answer-threshold", type=float, metavar="X", help="margin above which it says that there is no answer (default: 0)")
+    add_no_answer(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line at the end, and progress on stderr")
     add_options(parser)
     return parser
-
-
-def _check_installed() -> None:
-    for package_name in NEEDED:
-        if importlib.util.find_spec(package_name) is None:
-            raise MissingExtra(package_name, "export", "`pocketqa package`")
 
 
 def _check_out(checkpoint: str, out: Path, force: bool) -> None:

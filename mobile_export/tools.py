@@ -1,4 +1,4 @@
-"""coremltools, imported and run without its chatter, or an error that says what to install."""
+"""What the extra `export` brings, coremltools above all: imported and run without its chatter, or an error that says what to install."""
 
 from __future__ import annotations
 
@@ -6,28 +6,52 @@ import contextlib
 import gc
 import io
 import logging
+import platform
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
-from pocketqa.errors import EngineError, MissingExtra
+from pocketqa.errors import EngineError, MissingExtra, PocketQAError
+
+BELOW_3_14 = ("coremltools", "executorch", "nncf", "onnx")  # which the extra export brings on these Pythons alone (pyproject.toml)
+
+
+def check_installed(purpose: str, *packages: str) -> None:
+    """Raise what `missing` makes for the first of the packages that is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise missing(package, purpose)
+
+
+def missing(package: str, purpose: str) -> PocketQAError:
+    """MissingExtra, which says what to install; EngineError where that would bring nothing."""
+    if package in BELOW_3_14 and sys.version_info >= (3, 14):
+        found = ".".join(map(str, sys.version_info[:2]))
+        return EngineError(
+            f"Expected Python 3.11, 3.12 or 3.13, found {found}, for which pocketqa[export] brings no {package}. Run this command with one of those."
+        )
+    if package == "coremltools" and sys.platform != "darwin" and platform.machine() != "x86_64":
+        return EngineError(
+            f"Expected macOS or an x86-64 processor, which coremltools has releases for, found {platform.system()} on {platform.machine()}. "
+            "Run this command on one of those, or export for executorch, which does without it."
+        )
+    return MissingExtra(package, "export", purpose)
 
 
 def import_coremltools() -> Any:
-    """The module.  Raises EngineError on Pythons it has no libraries for, MissingExtra where it is not installed."""
-    if sys.version_info >= (3, 14):
-        found = ".".join(map(str, sys.version_info[:2]))
-        raise EngineError(
-            f"Expected Python 3.11, 3.12 or 3.13, found {found}, which coremltools has no release for. Run this command with one of those."
-        )
+    """The module.  Raises EngineError on Pythons and systems it has no libraries for, MissingExtra where it is not installed."""
+    purpose = "reading or writing Core ML packages"
+    if sys.version_info >= (3, 14):  # an install from source is of no use
+        raise missing("coremltools", purpose)
     if (loaded := sys.modules.get("coremltools")) is not None:
         return loaded  # at once: `quiet` collects garbage, which takes a good part of a second beside torch
     with quiet():
         try:
             import coremltools
         except ImportError as error:
-            raise MissingExtra("coremltools", "export", "reading or writing Core ML packages") from error
+            raise missing("coremltools", purpose) from error
     return coremltools
 
 

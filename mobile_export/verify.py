@@ -15,8 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobile_export.formats.coreml_runtime import UNITS
 from mobile_export.targets import DEFAULT_LAYOUT, NETWORK
-from mobile_export.verification.artefact import ENGINES, UNITS
+from mobile_export.verification.artefact import ENGINES
 from mobile_export.verification.comparison import GATES
 from mobile_export.verification.verify_text import block, overview
 from pocketqa import runs, squad
@@ -111,7 +112,7 @@ class Reference:
 
     def __init__(self, given: argparse.Namespace, bundles: Sequence[Bundle], examples: Sequence[QAExample], cache: Path | None) -> None:
         """Open it.  Raises what opening a model raises, OptionsError where a bundle was made from another model, VocabularyMismatch."""
-        self._reader = _reference_reader(given)
+        self._reader = _reference_reader(given, next((b.no_answer for b in bundles if b.no_answer.trained), None))
         self._examples, self._cache = examples, cache
         self._measured: dict[WindowOptions, Measured] = {}
         # MobileBERT mixes the last [SEP] with what follows it, which is [PAD] in a bundle and nothing without padding.
@@ -151,8 +152,8 @@ class _Padded:
         self.lengths: tuple[int, ...] | None = lengths
 
 
-def _reference_reader(given: argparse.Namespace) -> Reader:
-    """A packaged folder in any engine; else whatever `export` takes, in PyTorch."""
+def _reference_reader(given: argparse.Namespace, no_answer: NoAnswer | None) -> Reader:
+    """A packaged folder in any engine; else whatever `export` takes, in PyTorch.  no_answer: what the export was told of that."""
     if ModelFolder(Path(given.reference)).graph.is_file() or given.reference_engine != "pytorch":
         return open_reader(given.reference, given.reference_engine, "fp32", given.threads)
 
@@ -163,7 +164,7 @@ def _reference_reader(given: argparse.Namespace) -> Reader:
     from pocketqa.runtimes.pytorch import PyTorchRuntime
 
     torch.set_num_threads(given.threads or min(torch.get_num_threads(), usable_cores()))
-    checkpoint = open_checkpoint(given.reference)
+    checkpoint = open_checkpoint(given.reference, no_answer)
     runtime = PyTorchRuntime(checkpoint.model)
     with tempfile.TemporaryDirectory(prefix="pocketqa-verify-") as workshop:
         (file := Path(workshop) / "tokenizer.json").write_bytes(tokenizer_of(checkpoint))
@@ -225,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference-engine", choices=REFERENCE_ENGINES, default="pytorch", help="what runs it, in float32 (default pytorch; onnxruntime is quicker)")
     add("--max-f1-loss", type=float, metavar="X", help=f"the gate, in percent points (default {gates}; other schemes have none)")
     add("--engine", choices=ENGINES, help="default: the interpreter, for an ExecuTorch bundle ExecuTorch; coreml needs a Mac")
-    add("--compute-unit", choices=UNITS, help="of Core ML (default: all; cpu for a .mlmodel, whose ids other units may round)")
+    add("--compute-unit", choices=tuple(UNITS), help="of Core ML (default: all; cpu for a .mlmodel, whose ids other units may round)")
     add("--threads", type=int, metavar="N", help="default: all usable cores")
     add("--cache", metavar="DIR", help="where logits are kept (default: below $XDG_CACHE_HOME/pocketqa)")
     add("--no-cache", action="store_true", help="keep no logits, use none")

@@ -136,14 +136,17 @@ class ModelFolder:
         """Names of the files without which the folder cannot be served."""
         return [name for name in REQUIRED if not (self.path / name).is_file()]
 
-    def read_manifest(self) -> Manifest:
-        """The manifest.  Raises IncompleteFolder where there is none, CorruptFolder where it cannot be read."""
+    def read_manifest(self, remedy: str = "") -> Manifest:
+        """The manifest.  Raises IncompleteFolder where there is none, CorruptFolder where it cannot be read.
+
+        remedy: what to do about one that cannot be read, where the folder is no model folder.
+        """
         if not self.manifest.is_file():
             raise IncompleteFolder(f"Expected a manifest at {self.manifest}, found none: the folder was never finished. {self._remedy([MANIFEST])}")
         try:
             return Manifest.from_json(json.loads(self.manifest.read_bytes()))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CorruptFolder(f"Expected a readable manifest at {self.manifest}, found: {error}. {self._remedy([])}") from None
+            raise CorruptFolder(f"Expected a readable manifest at {self.manifest}, found: {error}. {remedy or self._remedy([])}") from None
 
     def check(self) -> Manifest:
         """The manifest of a folder that has all its files.  Raises IncompleteFolder that lists what is missing and how to make it."""

@@ -25,7 +25,7 @@ class Checkpoint:
     """A question-answering model in float32 on the CPU, with what an app needs to know about it.
 
     sha256: of model.safetensors (where it is split: of the hex digests of its parts, in the order of their names).
-    no_answer: from the manifest, None where there is none.
+    no_answer: as it was said, or from the manifest; None where there is none.
     licence: as the front matter of its model card (README.md) states it.
     """
 
@@ -43,8 +43,11 @@ class Checkpoint:
         return int(self.model.config.max_position_embeddings)
 
 
-def open_checkpoint(source: str) -> Checkpoint:
-    """Load weights, vocabulary and manifest.  Raises FolderError and its kinds."""
+def open_checkpoint(source: str, no_answer: NoAnswer | None = None) -> Checkpoint:
+    """Load weights, vocabulary and manifest.  Raises FolderError and its kinds.
+
+    no_answer: what the checkpoint was trained for, in place of what its manifest says; a checkpoint from elsewhere has none.
+    """
     folder = locate(source)
     config = read_config(folder, positions=MIN_LENGTH)
     weights = weight_files(folder)
@@ -59,7 +62,7 @@ def open_checkpoint(source: str) -> Checkpoint:
         model=model,
         vocabulary=vocabulary,
         sha256=sha256,
-        no_answer=manifest.no_answer if manifest else None,
+        no_answer=no_answer or (manifest.no_answer if manifest else None),
         licence=_read_licence(folder),
     )
 

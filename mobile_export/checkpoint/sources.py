@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder
+from pocketqa.errors import CorruptFolder, FolderError, IncompleteFolder, OptionsError
 from pocketqa.folders import Manifest, ModelFolder, sha256_file
-from pocketqa.types import JSON, MAX_WINDOW_TOKENS
+from pocketqa.types import JSON, MAX_WINDOW_TOKENS, NoAnswer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +34,23 @@ HUB_FILES = (
 )
 MODEL_TYPES = ("bert", "distilbert", "mobilebert")
 TO_SAFETENSORS = "python -c \"from transformers import AutoModelForQuestionAnswering as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\""
+
+
+def add_no_answer(parser: argparse.ArgumentParser) -> None:
+    """The options that say of a checkpoint from elsewhere what the manifest says of ours."""
+    words = "the checkpoint was trained with unanswerable questions, as SQuAD 2.0's are; said for those from elsewhere, since ours say it themselves"
+    parser.add_argument("--no-answer", action="store_true", help=words)
+    parser.add_argument("--no-answer-threshold", type=float, metavar="X", help="margin above which it says that there is no answer (default: 0)")
+
+
+def said_no_answer(arguments: argparse.Namespace) -> NoAnswer | None:
+    """What those options say, None where they say nothing.  Raises OptionsError."""
+    threshold = arguments.no_answer_threshold
+    if threshold is not None and not arguments.no_answer:
+        raise OptionsError("--no-answer-threshold goes with --no-answer.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise OptionsError(f"Expected --no-answer-threshold to be a finite number, such as 0 or 1.5; found {threshold}.")
+    return NoAnswer(True, threshold) if arguments.no_answer else None
 
 
 def locate(source: str) -> Path:
@@ -87,6 +106,8 @@ def read_config(folder: Path, positions: int = MAX_WINDOW_TOKENS) -> JSON:
     problems = []
     if config.get("model_type") not in MODEL_TYPES:
         problems.append(f"model_type should be {', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}, found {config.get('model_type')!r}")
+    if not isinstance(config.get("vocab_size"), int):
+        problems.append(f"vocab_size should be a whole number, found {config.get('vocab_size')!r}")
     if config.get("max_position_embeddings", positions) < positions:
         problems.append(f"max_position_embeddings should be at least {positions}, found {config['max_position_embeddings']}")
     if len(config.get("id2label") or (0, 1)) != 2 or (config.get("num_labels") or 2) != 2:

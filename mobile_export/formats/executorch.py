@@ -16,9 +16,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +28,10 @@ import torch
 from mobile_export.networks.network import export_network
 from mobile_export.networks.windows import made_windows
 from mobile_export.silence import silence
-from pocketqa.errors import CorruptFolder, EngineError, MissingExtra, OptionsError
+from mobile_export.tools import missing
+from pocketqa.errors import CorruptFolder, EngineError, OptionsError
 from pocketqa.runtimes.cores import usable_cores
-from pocketqa.types import JSON, Batch, RuntimeInfo, SpanLogits
+from pocketqa.types import Batch, RuntimeInfo, SpanLogits
 
 if TYPE_CHECKING:
     from mobile_export.checkpoint.checkpoints import Checkpoint
@@ -50,23 +50,12 @@ _engine = threading.RLock()  # the threads and the memory of intermediate values
 class Written:
     """What was written.
 
-    methods: name -> window length; delegated, portable: operations of one method by type, those that XNNPACK computes and those left to ExecuTorch's
-    own kernels; parts: stretches of the graph that XNNPACK computes at once.
+    methods: their names, one a window length.
     difference: largest |logit| off the same network in PyTorch float32 on made-up windows, relative to the window's largest logit above 1.
     """
 
-    path: str
-    scheme: str
-    bytes: int
-    methods: dict[str, int]
-    delegated: dict[str, int]
-    portable: dict[str, int]
-    parts: int
+    methods: tuple[str, ...]
     difference: float
-
-    def to_json(self) -> JSON:
-        """All fields."""
-        return asdict(self)
 
 
 def write_pte(checkpoint: Checkpoint, lengths: Sequence[int], path: Path, scheme: str) -> Written:
@@ -88,7 +77,7 @@ def write_pte(checkpoint: Checkpoint, lengths: Sequence[int], path: Path, scheme
             ids = made_windows(vocabulary, markers, length)[0]  # (1, T)
             methods[name] = _traced(networks[length], ids, scheme)
         edge, program = _lowered(methods, {SCHEME: scheme, CHECKPOINT: checkpoint.sha256})
-    delegated, portable, parts = _operators(edge, next(iter(methods)))
+    _refuse_portable(edge, next(iter(methods)))
     _write(path, program.write_to_file)
     try:
         runtime = ExecuTorchRuntime(path)
@@ -99,8 +88,7 @@ def write_pte(checkpoint: Checkpoint, lengths: Sequence[int], path: Path, scheme
     except BaseException:
         path.unlink()
         raise
-    names = dict(zip(methods, lengths, strict=True))
-    return Written(str(path), scheme, path.stat().st_size, names, delegated, portable, parts, difference)
+    return Written(tuple(methods), difference)
 
 
 class ExecuTorchRuntime:
@@ -151,7 +139,7 @@ def _import_engine() -> Any:
     try:
         from executorch.extension.pybindings import _C
     except ImportError as error:
-        raise MissingExtra("executorch", "export", "running or writing ExecuTorch programs") from error
+        raise missing("executorch", "running ExecuTorch programs") from error
     return _C
 
 
@@ -226,20 +214,15 @@ def _lowered(methods: dict[str, torch.export.ExportedProgram], constants: dict[s
     return edge, edge.to_executorch(get_xnnpack_executorch_backend_config())
 
 
-def _operators(edge: Any, method: str) -> tuple[dict[str, int], dict[str, int], int]:
-    """(delegated, portable, parts) as in `Written`.  Raises EngineError where a matrix product is left to the portable kernels, which are slow."""
+def _refuse_portable(edge: Any, method: str) -> None:
+    """Raises EngineError where a matrix product is left to the portable kernels, which are slow."""
     with silence():
         from executorch.devtools.backend_debug import get_delegation_info
 
         info = get_delegation_info(edge.exported_program(method).graph_module)
-    delegated, portable = Counter[str](), Counter[str]()
-    for name, counts in info.delegation_by_operator.items():
-        if name not in ("getitem", "alloc"):  # which compute nothing
-            delegated[name] += counts.delegated
-            portable[name] += counts.non_delegated
-    if left := sorted(name for name in +portable if any(product in name for product in ("linear", "addmm", "bmm", "matmul"))):
+    portable = sorted(name for name, counts in info.delegation_by_operator.items() if counts.non_delegated)
+    if left := [name for name in portable if any(product in name for product in ("linear", "addmm", "bmm", "matmul"))]:
         raise EngineError(f"Expected XNNPACK to take every matrix product, found {', '.join(left)} left to the portable kernels.")
-    return dict(sorted((+delegated).items())), dict(sorted((+portable).items())), int(info.num_delegated_subgraphs)
 
 
 def _write(path: Path, write: Callable[[Any], None]) -> None:

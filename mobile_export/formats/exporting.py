@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from mobile_export.bundle import GOLDEN, TOKENIZER, VOCABULARY, Bundle, package_name, write_bundle
@@ -81,7 +80,7 @@ def export_bundle(
             "tokenizer": settings,
             "compression": {},
         },
-        tools=tool_versions() | ({"executorch": version("executorch")} if form is EXECUTORCH else {}),
+        tools=tool_versions(target),
         replace=replace,
     )
     return bundle, checks

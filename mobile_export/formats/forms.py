@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import functools
 import importlib.metadata
-import importlib.util
 import random
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mobile_export.tools import check_installed
 from mobile_export.verification.comparison import check_questions, is_squad_dev
 from pocketqa import __version__, metrics, squad
-from pocketqa.errors import EngineError, MissingExtra, OptionsError
+from pocketqa.errors import EngineError, OptionsError
 from pocketqa.evaluation import Values, evaluation_windows, judged, predict
 from pocketqa.features import Encoded, Tokenizer, make_batches
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
@@ -208,9 +208,7 @@ def _check(form: str, split: str, max_f1_loss: float) -> str:
     if problems:
         raise OptionsError("; ".join(problems))
     engine = ENGINE_OF[form]
-    for package in NEEDED[engine]:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "export", f"`pocketqa package --form {form}`")
+    check_installed(f"`pocketqa package --form {form}`", *NEEDED[engine])
     return engine
 
 

@@ -91,7 +91,8 @@ def _hurry(stem: str, package: str, executorch: bool) -> str:
         f"{3 if executorch else 4}. Use it, with this as the folder, which finds the files either way:\n"
         f'   `Bundle.main.url(forResource: "{stem}", withExtension: nil) ?? Bundle.main.resourceURL!`\n\n'
         f"In a target whose *Default Actor Isolation* is `MainActor`, as in new projects since Xcode 26, put `{SWIFT}` into a local package or a\n"
-        "framework of its own (and import it), or set that to `nonisolated`: it would answer on the main thread, where it compiles at all."
+        "framework of its own (and import it), or set that to `nonisolated`: it would answer on the main thread, where it compiles at all.\n"
+        f"The `Package.swift` of a local package needs `platforms: [.iOS(.v{17 if executorch else 15})]`, without which its code does not compile."
     )
 
 

@@ -95,14 +95,15 @@ def user_metadata(checkpoint: Checkpoint, target: Target, lengths: Sequence[int]
         "vocabulary_sha256": hashlib.sha256(vocabulary.text.encode()).hexdigest(),
         "checkpoint_sha256": checkpoint.sha256,
         "no_answer": json.dumps(asdict(checkpoint.no_answer) if checkpoint.no_answer else None, sort_keys=True),
-        "tools": json.dumps(tool_versions(), sort_keys=True),
+        "tools": json.dumps(tool_versions(target), sort_keys=True),
     }
     return {PREFIX + key: value for key, value in values.items()}
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions that an export depends on."""
-    packages = {name: version(name) for name in ("coremltools", "numpy", "torch", "transformers")}
+def tool_versions(target: Target) -> dict[str, str]:
+    """Versions that an export for the target depends on: ExecuTorch does without coremltools, which not every system has."""
+    engine = "coremltools" if target.coreml else "executorch"
+    packages = {name: version(name) for name in (engine, "numpy", "torch", "transformers")}
     return packages | {"pocketqa": __version__, "python": platform.python_version()}
 
 

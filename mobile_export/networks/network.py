@@ -21,11 +21,10 @@ from mobile_export.networks.ane import AneSpanNetwork
 from mobile_export.networks.mobilebert import MobileSpanNetwork
 from mobile_export.networks.parts import ACTIVATIONS, Layer, Parts, check_exportable, parts_of
 from mobile_export.networks.windows import MASKED, SAFE_EPSILON, WindowNetwork, attend, made_windows, safe_norm
+from mobile_export.targets import LAYOUTS
 from pocketqa.errors import OptionsError
 
-__all__ = ["LAYOUTS", "MASKED", "SAFE_EPSILON", "Markers", "Parts", "SpanNetwork", "WindowNetwork", "export_network", "parts_of"]
-
-LAYOUTS = ("standard", "ane")
+__all__ = ["MASKED", "SAFE_EPSILON", "Markers", "Parts", "SpanNetwork", "WindowNetwork", "export_network", "parts_of"]
 
 
 def export_network(model: Any, markers: Markers, lengths: Sequence[int], *, layout: str = "standard", epsilon: float = SAFE_EPSILON) -> WindowNetwork:

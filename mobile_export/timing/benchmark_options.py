@@ -17,6 +17,13 @@ from pocketqa.runtimes import usable_cores
 DEFAULT_ENGINE = "onnxruntime"
 WORKLOADS = ("squad", "fixed", "stsb")
 PRESETS = ("paper", "zoo")
+_PAPER, _RACES = ("--preset paper", ("paper",)), ("races without --preset", (None,))
+# Options that not every race reads: what they belong to, in words and as values of --preset.
+READERS = {
+    **dict.fromkeys(("teacher", "student", "packages", "phone"), _PAPER),
+    **dict.fromkeys(("workload", "lengths", "compute_unit"), _RACES),
+    "data": ("races without --preset and to --preset paper", (None, "paper")),
+}
 EPILOG = """\
 modes (queries and seconds of each contestant; MLPerf Mobile's single-stream rules, 90th percentile of latency; 600 s at most):
 {modes}
@@ -42,10 +49,17 @@ a phone's run file: kind "latency", as this command writes it, with
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options, with models that followed `--workload` put back among the models.  Raises OptionsError."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    problems = [
+        f"--{option.replace('_', '-')} belongs to {words}"
+        for option, (words, presets) in READERS.items()
+        if arguments.preset not in presets and getattr(arguments, option) != parser.get_default(option)
+    ]
+    if arguments.preset == "zoo" and "," in (arguments.threads or ""):
+        problems.append(f"--preset zoo takes one number of threads, found {arguments.threads}")
     arguments.workload, arguments.stsb, more = split_workloads(arguments.workload)
     arguments.models += more
-    problems = []
     if not arguments.models and not arguments.preset and not arguments.check:
         problems.append("expected a model folder or a bundle, found none; name one, or take --preset paper")
     if arguments.models and arguments.preset == "paper":

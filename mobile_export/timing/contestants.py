@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketqa.errors import EngineError, OptionsError
-from pocketqa.folders import MANIFEST, ModelFolder, sha256_file
+from pocketqa.folders import ModelFolder, sha256_file
 from pocketqa.runs import Subject
 from pocketqa.runtimes import ENGINES, available_engines
 from pocketqa.runtimes.forms import FORMS, INT8, find_form
@@ -112,12 +112,6 @@ def told_apart(contestants: Sequence[Contestant]) -> list[Contestant]:
         return replace(contestant, name=f"{contestant.name} ({'/'.join(own[-enough:])})")
 
     return [named(contestant) for contestant in contestants]
-
-
-def is_bundle(folder: str | Path) -> bool:
-    """Whether a folder's manifest is that of a bundle."""
-    path = Path(folder)
-    return (path / MANIFEST).is_file() and ModelFolder(path).read_manifest().kind == "bundle"
 
 
 def runs_here(contestant: Contestant) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from mobile_export.formats.coreml_runtime import UNITS
 from mobile_export.timing.machine_load import machine_cores
 from mobile_export.timing.single_stream import (
     MODES,
@@ -37,7 +38,6 @@ from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval
 from pocketqa.types import JSON
 
 STAGES = ("tokenise", "forward", "decode")
-COMPUTE_UNITS = ("cpu", "gpu", "ne", "all")
 SUMMARY = ("count", "mean", "p50", "p90", "p99")  # numbers of a TimingSummary
 BY_LABEL = {"load_seconds": ("cold", "warm"), "first_run_seconds": ("cold", "warm"), "stages": ("forward",), "bytes": ("package",)}
 UNKNOWN = ("load_seconds", "first_run_seconds")  # may be null: not every system lets a cold start be made
@@ -140,8 +140,8 @@ def latency_problems(run: RunFile) -> list[str]:
     device = r.get("device")
     problems = check_device(device)
     if isinstance(device, dict):
-        if device.get("compute_unit") not in COMPUTE_UNITS:
-            problems.append(f"compute_unit must be one of {', '.join(COMPUTE_UNITS)}, found {device.get('compute_unit')!r}")
+        if device.get("compute_unit") not in list(UNITS):
+            problems.append(f"compute_unit must be one of {', '.join(UNITS)}, found {device.get('compute_unit')!r}")
         if device.get("kind") == "phone" and device.get("thermal_state") not in THERMAL_STATES:
             problems.append(f"the thermal_state of a phone must be one of {', '.join(THERMAL_STATES)}, found {device.get('thermal_state')!r}")
     labels = sorted(r["timings"]) if isinstance(r.get("timings"), dict) else []

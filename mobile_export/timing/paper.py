@@ -42,6 +42,7 @@ from mobile_export.timing.paper_audit import CAVEATS, HEAD, TOKENS, ZEROS, Row, 
 from mobile_export.timing.single_stream import race
 from mobile_export.timing.sizes import sizes_of
 from mobile_export.timing.workloads import fixed_workload
+from mobile_export.tools import check_installed
 from pocketqa import runs
 from pocketqa.errors import OptionsError
 from pocketqa.features import Tokenizer
@@ -111,9 +112,11 @@ def contestants_of(arguments: argparse.Namespace) -> Iterator[tuple[list[Contest
     Folders and bundles made on the way lie in a temporary folder for as long as the context lasts.
     """
     engines = (arguments.engines or ",".join(_default_engines())).split(",")
-    for engine in engines:
-        if parse_engine(engine)[0] == "coreml":
-            raise OptionsError("The preset paper runs model folders; Core ML times come from a phone's run file (--phone).")
+    named = [parse_engine(engine)[0] for engine in engines]
+    if "coreml" in named:
+        raise OptionsError("The preset paper runs model folders; Core ML times come from a phone's run file (--phone).")
+    if "executorch" in named:
+        check_installed("writing ExecuTorch programs", "executorch")
     with tempfile.TemporaryDirectory(prefix="pocketqa-paper-") as temporary:
         made: list[Contestant] = []
         for role, geometry in (("teacher", BERT_BASE), ("student", DISTILBERT)):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobile_export.bundle import Bundle, open_bundle
+from mobile_export.bundle import TRACE, Bundle, open_bundle
 from mobile_export.targets import EXECUTORCH, NETWORK, PROGRAM
 from pocketqa.errors import CorruptFolder, OptionsError
 from pocketqa.features import Tokenizer
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mobile_export.interpreter.mlprogram import Program
 
 ENGINES = ("interpreter", "coreml", "executorch")
-UNITS = ("cpu", "gpu", "ne", "all")  # of Core ML
-TRACE = "trace.json"
 NOT_CHECKED_NETWORK = ("layers: the weights that the neuralnetwork stores were run in the ML program that it was translated from",)
 NOT_CHECKED_EXECUTORCH = ("phones: XNNPACK ran on this machine's processor, whose instructions are others",)
 

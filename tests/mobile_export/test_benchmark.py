@@ -14,7 +14,7 @@ import pytest
 
 from mobile_export import benchmark
 from mobile_export.benchmark import main
-from mobile_export.timing.benchmark_options import split_workloads
+from mobile_export.timing.benchmark_options import parse, split_workloads
 from mobile_export.timing.contestants import model_contestant
 from mobile_export.timing.latency import latency_problems, race_results
 from mobile_export.timing.latency_text import race_lines
@@ -229,6 +229,12 @@ def test_words_after_workload() -> None:
         ([], OptionsError, "expected a model folder or a bundle, found none"),
         (["m", "--preset", "paper"], OptionsError, "has two models, which --teacher and --student name"),
         (["m", "--workload", "stsb", "d", "--data", "f"], OptionsError, "follows the word stsb"),
+        (["m", "--teacher", "t", "--packages", "b"], OptionsError, "--teacher belongs to --preset paper; --packages belongs to --preset paper"),
+        (["--preset", "zoo", "--phone", "p"], OptionsError, "--phone belongs to --preset paper"),
+        (["--preset", "zoo", "--data", "d"], OptionsError, "--data belongs to races without --preset and to --preset paper"),
+        (["--preset", "paper", "--workload", "squad", "--lengths", "64"], OptionsError, "--workload belongs to races.*; --lengths belongs to races"),
+        (["--preset", "zoo", "--compute-unit", "all"], OptionsError, "--compute-unit belongs to races without --preset"),
+        (["--preset", "zoo", "--threads", "1,2"], OptionsError, "one number of threads, found 1,2"),
         (["nothing-there"], IncompleteFolder, "Expected a model folder at nothing-there"),
         (["MODEL", "--engines", "tensorrt"], OptionsError, "Expected engines out of"),
         (["MODEL", "--engines", "onnxruntime:bf16", "--workload", "squad"], EngineError, "not in 'bf16'"),
@@ -245,6 +251,12 @@ def test_what_cannot_be_measured_is_refused(argv: list[str], error: type[Excepti
     folder = models()[1]
     with pytest.raises(error, match=says):
         main([folder if word == "MODEL" else word for word in argv])
+
+
+def test_options_at_their_defaults_are_not_refused() -> None:
+    for preset in ("paper", "zoo"):
+        assert parse(["--preset", preset, "--lengths", "128,384", "--compute-unit", "cpu", "--threads", "1"]).preset == preset
+    assert parse(["--preset", "paper", "--data", "d", "--teacher", "t", "--packages", "b"]).data == "d"
 
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

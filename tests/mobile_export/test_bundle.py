@@ -296,6 +296,7 @@ def test_the_how_to_is_complete_for_every_form(tmp_path: Path, target: str, form
     assert not re.search(r"\{\{|\}\}", text)
     assert all(word in text for word in ("Tiny.x", "ab12", "128 or 384", "384 tokens", "golden.json", "allowNoAnswer", "QuestionAnswering.swift"))
     assert ("ExecuTorchSpanModel" in text, "computeUnits" in text) == (form == "executorch", form != "executorch")
+    assert f"platforms: [.iOS(.v{17 if form == 'executorch' else 15})]" in text  # CryptoKit's, and those of ExecuTorch's own package
     assert ('384: "forward_384"' in text and "swiftpm-1.2.3" in text) == (form == "executorch")
     assert ("2048" in text) == (form == "neuralnetwork")
     swift = (tmp_path / "QuestionAnswering.swift").read_text(encoding="utf-8")

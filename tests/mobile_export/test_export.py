@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,18 @@ import numpy as np
 import pytest
 import torch
 
+from mobile_export.benchmark import main as benchmark
 from mobile_export.bundle import open_bundle, sizes
 from mobile_export.checkpoint.checkpoints import open_checkpoint
-from mobile_export.export import main
+from mobile_export.compress import main as compress
+from mobile_export.export import _parser, main
 from mobile_export.formats.vectors import read_vectors
 from mobile_export.interpreter.interpreter import Interpreter
 from mobile_export.interpreter.mlprogram import describe, open_program
 from pocketqa import runs
+from pocketqa.__main__ import main as pocketqa
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, IncompleteFolder, MissingExtra, OptionsError
+from pocketqa.types import NoAnswer
 from tests.tiny import tiny_base, tiny_bert, tiny_distilbert, tiny_mobilebert, tiny_tinybert
 
 REPOSITORY = Path(__file__).parents[2]
@@ -143,7 +150,23 @@ def test_the_other_families_leave_bundles_that_reproduce_their_golden_vectors(ma
                 assert np.abs(found[0, : len(expected)] - expected).max() < 0.02 * np.ptp(expected)  # float16
 
 
-def test_an_executorch_bundle(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As where it is not installed: neither the module nor its distribution is found."""
+    from_name = Distribution.from_name
+
+    def found(name: str) -> Distribution:
+        if name == package:
+            raise PackageNotFoundError(name)
+        return from_name(name)
+
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(Distribution, "from_name", found)
+
+
+def test_an_executorch_bundle_without_coremltools(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "coremltools")  # as on Linux on arm64
     out = tmp_path / "bundle"
     assert main([str(folders["distilbert"]), "--target", "executorch", "--out", str(out), "--lengths", "32,64", "--json"]) == 0
     printed = capsys.readouterr()
@@ -154,7 +177,7 @@ def test_an_executorch_bundle(folders: dict[str, Path], tmp_path: Path, capsys: 
     assert (report["specification_version"], report["inputs"][0]["shapes"]) == (None, [[1, 32], [1, 64]])
     assert report["checks"]["max_difference_from_pytorch"] < 1e-4
     assert "forward_64" in (out / "HOWTO.md").read_text(encoding="utf-8")
-    assert "executorch" in bundle.manifest.tools
+    assert set(bundle.manifest.tools) == {"executorch", "numpy", "pocketqa", "python", "torch", "transformers"}
     assert set(tree(out)) == {"Distilbert.pte", "vocab.txt", "tokenizer.json", "golden.json", "HOWTO.md", "QuestionAnswering.swift", "manifest.json"}
 
 
@@ -244,6 +267,49 @@ def test_an_existing_bundle_is_replaced_only_when_asked(folders: dict[str, Path]
     assert open_bundle(out).target.name == "ios15"
 
 
+def test_a_bundle_with_a_damaged_manifest_is_made_again_with_the_command_that_is_told(folders: dict[str, Path], bundle: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    for spoil in (lambda file: file.write_bytes(file.read_bytes()[:100]), Path.unlink):
+        spoil(out / "manifest.json")
+        for opens in (open_bundle, lambda folder: benchmark([str(folder)])):
+            with pytest.raises(FolderError, match=r"pocketqa export CHECKPOINT --target") as told:
+                opens(out)
+            assert "pocketqa package" not in str(told.value)
+        main([str(folders["bert"]), "--target", "ios15", "--out", str(out), "--length", "32", "--force"])
+        assert open_bundle(out).target.name == "ios15"
+    (out / "manifest.json").write_text("{", encoding="utf-8")
+    (out / "vocab.txt").unlink()
+    with pytest.raises(FolderError, match=r"--force does not replace it\. Choose another --out, or remove the folder"):
+        main([str(folders["bert"]), "--target", "ios15", "--out", str(out), "--length", "32", "--force"])
+
+
+def test_a_checkpoint_from_elsewhere_is_told_what_it_was_trained_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [str(folders["bert"]), "--target", "ios16", "--length", "32", "--out", str(tmp_path / "bundle")]
+    with pytest.raises(OptionsError, match="goes with --no-answer"):
+        main([*arguments, "--no-answer-threshold", "0.5"])
+    main([*arguments, "--no-answer", "--no-answer-threshold", "0.5"])
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.no_answer == NoAnswer(True, 0.5)
+    assert json.loads(open_program(bundle.package).metadata["pocketqa.no_answer"]) == {"threshold": 0.5, "trained": True}
+    assert "allowNoAnswer: true" in (bundle.path / "HOWTO.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "typed", [["--lengths", "64,128", "--layout", "ane"], ["--length", "96", "--no-answer", "--no-answer-threshold", "-1.5"], []], ids=" ".join
+)
+@pytest.mark.parametrize("scheme", ["int8", "mixed"])
+def test_the_commands_that_make_another_scheme_ask_for_what_was_typed(tmp_path: Path, typed: list[str], scheme: str) -> None:
+    own = ["a model", "--target", "ios16", *typed]
+    with pytest.raises(OptionsError) as told:
+        main([*own, "--scheme", scheme, "--out", str(tmp_path / "a bundle")])
+    commands = re.search(r"pocketqa export (.*), then: pocketqa compress (.*)", str(told.value))
+    assert commands is not None
+    first, second = map(shlex.split, commands.groups())
+    assert _parser().parse_args(first) == _parser().parse_args([*own, "--out", str(tmp_path / "a bundle-fp16")])
+    with pytest.raises(IncompleteFolder, match=r"Expected a bundle at .*/a bundle-fp16"):  # its options are accepted
+        compress(second)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -296,7 +362,6 @@ def test_refuses_weights_that_are_absent_cut_or_pickled(copy: Path) -> None:
 
 def test_refuses_weights_other_than_the_manifest_names(copy: Path) -> None:
     from pocketqa.folders import write_manifest
-    from pocketqa.types import NoAnswer
 
     write_manifest(copy, kind="checkpoint", name="marked", no_answer=NoAnswer(True, 1.5))
     checkpoint = open_checkpoint(str(copy))
@@ -359,6 +424,42 @@ def test_says_what_to_install(folders: dict[str, Path], tmp_path: Path, monkeypa
         patch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
         with pytest.raises(EngineError, match=r"3\.13, found 3\.14"):
             main(arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "linux")
+        patch.setattr(platform, "machine", lambda: "aarch64")
+        patch.setitem(sys.modules, "coremltools", None)
+        with pytest.raises(EngineError, match=r"found .* on aarch64.*export for executorch"):
+            main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        (["export", "CHECKPOINT", "--target", "executorch", "--out", "OUT"], "executorch"),
+        (["benchmark", "--preset", "paper", "--engines", "executorch"], "executorch"),
+        (["package", "CHECKPOINT", "--out", "OUT"], "onnx"),
+        (["package", "CHECKPOINT", "--form", "openvino-int8", "--data", "dev.json"], "nncf"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_python_that_the_extra_brings_nothing_for_is_named(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    package: str,
+) -> None:
+    words = [{"CHECKPOINT": str(folders["bert"]), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    hide(monkeypatch, package)
+    assert pocketqa(words) == 2
+    assert "pip install 'pocketqa[export]'" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+        assert pocketqa(words) == 2
+    said = capsys.readouterr().err
+    assert f"found 3.14, for which pocketqa[export] brings no {package}" in said and "pip install" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_teaches_without_loading_torch() -> None:

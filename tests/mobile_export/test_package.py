@@ -187,6 +187,10 @@ def test_a_checkpoint_from_elsewhere_is_told_what_it_was_trained_for(tmp_path, c
     assert ModelFolder(tmp_path / "model").verify().no_answer == NoAnswer(True, 0.5)
     with pytest.raises(OptionsError, match="goes with --no-answer"):
         main([str(checkpoint("bert")), "--out", str(tmp_path / "other"), "--no-answer-threshold", "0.5"])
+    for no_number in ("nan", "-inf"):  # which no JSON of Swift's holds
+        with pytest.raises(OptionsError, match=f"a finite number, such as 0 or 1.5; found {no_number}"):
+            main([str(checkpoint("bert")), "--out", str(tmp_path / "other"), "--no-answer", f"--no-answer-threshold={no_number}"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_bert_of_single_sentences_and_odd_fields_of_a_config(tmp_path):
@@ -251,7 +255,9 @@ def broken(tmp_path: Path, kind: str) -> Path:
         if kind == "mecab":
             (source / "tokenizer.json").unlink()
         return source
-    if kind in changes:
+    if kind == "no vocabulary size":
+        (source / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "vocab_size"}))
+    elif kind in changes:
         (source / "config.json").write_text(json.dumps(config | changes[kind]))
     elif kind == "no tokenizer":
         for name in ("tokenizer.json", "vocab.txt"):
@@ -286,6 +292,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
         ("another type", FolderError, "model_type should be bert, distilbert or mobilebert, found 'gpt2'"),
         ("three outputs", FolderError, "two outputs"),
         ("few positions", FolderError, "at least 512, found 128"),
+        ("no vocabulary size", FolderError, "vocab_size should be a whole number, found None"),
         ("another size", CorruptFolder, "fit its config.json"),
         ("no tokenizer", IncompleteFolder, "Expected a tokenizer"),
         ("another tokenizer", FolderError, "found 'BPE'"),

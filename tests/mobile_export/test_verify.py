@@ -113,6 +113,20 @@ def test_beside_its_checkpoint(verify: Verify, data: str, tmp_path: Path) -> Non
     assert (lost.low, lost.high) == (0, 0)
 
 
+def test_a_reference_from_elsewhere_may_say_no_answer_where_its_bundle_may(verify: Verify, tmp_path: Path) -> None:
+    """As its export was told: the checkpoint itself says nothing of it."""
+    source, out = checkpoint("bert"), tmp_path / "bundle"
+    export([str(source), "--target", "ios16", "--length", "96", "--no-answer", "--no-answer-threshold", "-100", "--out", str(out)])
+    document = json.loads(tiny_squad(tmp_path / "dev.json", paragraphs=6, questions=3).read_text(encoding="utf-8"))
+    for paragraph in (paragraph for article in document["data"] for paragraph in article["paragraphs"]):
+        for entry in paragraph["qas"]:
+            entry |= {"answers": [], "is_impossible": True}
+    (tmp_path / "dev.json").write_text(json.dumps(document), encoding="utf-8")
+    _, report = verify(out, "--data", tmp_path / "dev.json", "--reference", source, "--max-f1-loss", 50)
+    results = report["bundles"][0]["results"]
+    assert (results["f1"], results["agreement"]["f1_loss"]["value"]) == (100, 0)  # by a threshold so low, both decline
+
+
 def test_the_reference_answers_once_for_several_bundles(verify: Verify, data: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = []
     forward = PyTorchRuntime.forward

@@ -362,6 +362,7 @@ def test_forms_that_are_missing_stale_or_damaged(form, quick, tmp_path):
         (["--form", "onnx-int8"], "--form needs --data FILE"),
         (["--form", "onnx-int8", "--data", "x", "--name", "n", "--force"], "--name, --force cannot be used with --form"),
         (["--out", "x", "--data", "y"], "--data cannot be used with --out"),
+        (["--out", "x", "--seed", "5", "--split", "training", "--max-f1-loss", "9"], "--seed, --split, --max-f1-loss cannot be used with --out"),
         (["--form", "onnx-int8", "--data", "x", "--max-f1-loss", "0"], "between 0 and 100 points, found 0"),
     ],
 )
