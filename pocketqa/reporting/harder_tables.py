@@ -11,7 +11,7 @@ from pocketqa.reporting.tables import Runs, form_cell, interval, model_cell, que
 from pocketqa.runs import RunFile, compare
 from pocketqa.statistics import Interval
 
-ARTICLES_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]", "F1 [95 %]", "F1 against its own paragraphs", "seconds", "measured")
+ARTICLES_HEAD = ("model", "engine, precision", "data", "questions", "EM [95 %]", "F1 [95 %]", "F1 against its own paragraphs", "measured")
 REFUSAL_HEAD = (
     "model",
     "engine, precision",
@@ -39,22 +39,25 @@ def harder_lines(own: Runs, articles: Runs, link: Link) -> list[str]:
     refusing = {name: run for name, run in own.items() if run.results.get("no_answer")}
     lines: list[str] = []
     if articles:
-        lines += [ARTICLES, "", *table(ARTICLES_HEAD, [_article_row(name, run, own, link) for name, run in articles.items()]), ""]
+        lines += [ARTICLES, "", *table(ARTICLES_HEAD, [_article_row(name, run, own, link) for name, run in _last(articles).items()]), ""]
     if refusing:
         lines += [*REFUSALS, "", *table(REFUSAL_HEAD, [_refusal_row(name, run, link) for name, run in refusing.items()]), ""]
     return lines
 
 
+def _last(articles: Runs) -> Runs:
+    """Of evaluations of one form on the same questions the one that was measured last: what joins the windows of an article is code."""
+    by_date = sorted(articles.items(), key=lambda item: item[1].created)
+    last = {(_same(run), questions_of(run)): name for name, run in by_date}
+    return {name: run for name, run in articles.items() if name in last.values()}
+
+
 def _article_row(name: str, run: RunFile, own: Runs, link: Link) -> tuple[str, ...]:
     r, subject = run.results, run.subjects[0]
-    same = [
-        other
-        for other in own.values()
-        if questions_of(other) == questions_of(run) and (other.subjects[0].sha256, _form(other)) == (subject.sha256, _form(run))
-    ]
+    same = [other for other in own.values() if (_same(other), questions_of(other)) == (_same(run), questions_of(run))]
     against = signed(compare(run, same[-1]).f1) if same else "not measured on the same questions"
     scores = (interval(Interval.from_json(r["intervals"][key])) for key in ("exact_match", "f1"))
-    return (model_cell(subject), form_cell(subject), run.data[0].name, questions_cell(r), *scores, against, f"{r['seconds']:,.0f}", link(name, run))
+    return (model_cell(subject), form_cell(subject), run.data[0].name, questions_cell(r), *scores, against, link(name, run))
 
 
 def _refusal_row(name: str, run: RunFile, link: Link) -> tuple[str, ...]:
@@ -65,5 +68,7 @@ def _refusal_row(name: str, run: RunFile, link: Link) -> tuple[str, ...]:
     return (model_cell(subject), form_cell(subject), run.data[0].name, *counted, *shares, cost, link(name, run))
 
 
-def _form(run: RunFile) -> tuple[str, str]:
-    return run.subjects[0].engine, run.subjects[0].precision
+def _same(run: RunFile) -> tuple[str, str, str]:
+    """What two evaluations of one form of a model have in common."""
+    subject = run.subjects[0]
+    return subject.sha256, subject.engine, subject.precision

@@ -55,7 +55,8 @@ def _search_parts(name: str, run: RunFile, link: Link) -> Iterable[list[str]]:
     repeated = f" Each search {search['rounds']} times." if search.get("rounds", 1) > 1 else " One search each, so there is no interval."
     counts = [point["count"] for point in search.get("points", ()) if point["count"]]
     many = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
-    steps = f" A step of a search has {many} requests, of which a p99 is among the slowest." if counts else ""
+    rough = "; of 100 or fewer the p99 is the slowest, so these rates are rough" if counts and min(counts) <= 100 else ""
+    steps = f" Steps of a search had {many} requests{rough}." if counts else ""
     yield [
         f"{models}: {r['workload']}; the highest rate is that of the requests within {search['objective']}.{at}{repeated}{steps}{where} "
         f"{link(name, run)}"

@@ -28,6 +28,7 @@ RATIO_HEAD = ("how many times longer the first takes", "p50 [95 %]", "p90 [95 %]
 SIZE_HEAD = ("contestant", "package", "weights", "zipped", "measured")
 AUDIT_HEAD = ("claim", "source", "published artefact", "ours", "conditions", "compares like with like")
 UNLIKE = "no verdict: they compute other numbers of positions"
+BUSY = "no verdict: busy machine"
 FEW_GROUPS = 4  # groups of weights whose schemes are listed one by one
 
 
@@ -263,7 +264,7 @@ def _ratio_rows(r: JSON) -> Iterable[tuple[str, ...]]:
         others = (r.get(key, {}).get(name) for key in ("p90_ratios", "forward_ratios"))
         cells = ("" if found is None else interval(Interval.from_json(found)) for found in (ratio, *others))
         unlike = _workload(r).startswith("fixed") and len({_positions(r, label) for label in name.split(" / ")}) > 1
-        yield (name, *cells, UNLIKE if unlike else str(r.get("verdicts", {}).get(name, "")))
+        yield (name, *cells, UNLIKE if unlike else BUSY if r.get("busy") else str(r.get("verdicts", {}).get(name, "")))
 
 
 def added_memory(memory: JSON) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
-from pocketqa.reporting.tables import Runs, interval, model_cell, of_kind
+from pocketqa.reporting.tables import Runs, filled_table, interval, model_cell, of_kind
 from pocketqa.runs import RunFile, judge, verdict
 from pocketqa.service_results import contestants_of
 from pocketqa.statistics import Interval
@@ -20,6 +20,7 @@ POINT_HEAD = (
 RATIO_HEAD = ("users", "against", "p50: times faster [95 %]", "p99: times faster [95 %]", "times as many answers a second [95 %]")
 BAR_HEAD = ("wanted", "least", "found [95 %]", "verdict")
 COST_HEAD = ("model", "tokens", "windows", "client", "tokenise", "queue", "forward", "decode", "HTTP, JSON and between the processes")
+TAIL = 300  # questions from which a p99 is told with an interval: it is then that of at least three
 OF = {"p50": "times faster at the median", "p99": "times faster at the 99th percentile", "rate": "times as many answers a second"}
 
 
@@ -32,7 +33,8 @@ def service_lines(runs: Runs, link: Link) -> list[str]:
         machine = f"On {run.environment.get('cpu', 'a machine unknown')}, {run.created[:10]}"
         parts.append([f"{machine}. {models}: {r['workload']}. {_where(r)} {link(name, run)}"])
         parts.append([f"- {who}: {words}" for who, words in contestants_of(r).items()])
-        parts.append(table_if_any(POINT_HEAD, [_point_row(row) for row in r["points"]]))
+        random = r.get("origin") == "configuration"
+        parts.append(filled_table(POINT_HEAD, [_point_row(row, random) for row in r["points"]]))
         parts.append(table_if_any(RATIO_HEAD, _ratio_rows(r)))
         parts.append(table_if_any(BAR_HEAD, _bar_rows(r)))
         parts.append(table_if_any(COST_HEAD, [_cost_row(row) for row in r["costs"]]))
@@ -47,25 +49,28 @@ def _where(results: JSON) -> str:
     return " ".join(part for part in (pinned, origin) if part)
 
 
-def _point_row(row: JSON) -> tuple[str, ...]:
+def _point_row(row: JSON, random: bool) -> tuple[str, ...]:
+    """random: answers of random weights say whether batches change them, and nothing else."""
     times = (f"{row[key]:.2f} ms" for key in ("p50", "p99"))
     rate = _of_rounds(row["rate"])
     same = f"{row['same_answers']:.1f} %" if "same_answers" in row else ""
-    alone = f"{interval(Interval.from_json(row['same_spans']))} %" if "same_spans" in row else ""
-    scores = (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same, alone, f"{row['failures']:,}")
+    scores = ("", "", "") if random else (f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", same)
+    alone = f"{_of_rounds(row['same_spans'])} %" if "same_spans" in row else ""
     shares = (f"{row[key]:.0%}" for key in ("server_share", "client_share"))
-    return (str(row["users"]), row["contestant"], *times, rate, *scores, *shares)
+    return (str(row["users"]), row["contestant"], *times, rate, *scores, alone, f"{row['failures']:,}", *shares)
 
 
 def _of_rounds(found: JSON) -> str:
-    """What was measured once a round: a number alone where there was one round."""
+    """A number alone where nothing that was drawn differed: one round, or all alike."""
     return interval(Interval.from_json(found)) if found["low"] < found["high"] else f"{found['value']:.2f}"
 
 
 def _ratio_rows(results: JSON) -> list[tuple[str, ...]]:
     found: dict[tuple[int, str], dict[str, str]] = {}
+    few = any(row["count"] < TAIL * results.get("rounds", 1) for row in results["points"])
     for row in results["ratios"]:
-        found.setdefault((row["users"], row["against"]), {})[row["of"]] = _of_rounds(row)
+        said = f"{row['value']:.2f}" if few and row["of"] == "p99" else _of_rounds(row)
+        found.setdefault((row["users"], row["against"]), {})[row["of"]] = said
     return [(str(users), against, *(cells.get(of, "") for of in OF)) for (users, against), cells in found.items()]
 
 

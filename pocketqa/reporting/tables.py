@@ -31,6 +31,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]
 
 
+def filled_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table without the columns that are empty in every row."""
+    found = list(rows)
+    kept = [at for at in range(len(head)) if any(row[at] for row in found)]
+    return table([head[at] for at in kept], [[row[at] for at in kept] for row in found])
+
+
 def evaluations(runs: Runs, split: str, contexts: str = "paragraphs") -> dict[str, RunFile]:
     """Evaluations of one model on a split, by role, model, newest weights first, engine and date.
 

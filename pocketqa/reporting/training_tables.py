@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
-from pocketqa.reporting.tables import ROLES, Runs, duration, interval, model_cell, of_kind, percent, signed, table, training_table
+from pocketqa.reporting.tables import ROLES, Runs, duration, filled_table, interval, model_cell, of_kind, percent, signed, table, training_table
 from pocketqa.runs import RunFile, TaskComparison, compare_tasks
 from pocketqa.statistics import Interval
 from pocketqa.task_scores import SIX, commonest_class, compare_means, mean_of_tasks
@@ -40,9 +40,10 @@ TASK_NOTES = (
     "Scores are in percent: Matthews correlation for CoLA, the mean of accuracy and F1 for MRPC and QQP, that of Pearson and Spearman correlation",
     "for STS-B, accuracy for the others. Of several seeds the run with the median score is shown (of an even number the lower of the middle two);",
     "intervals resample examples and hold for that run, so they do not cover the spread between seeds. A percentage of the teacher's score is the",
-    "retention, quoted where the teacher is shown to beat the control and what always naming the commonest class would score. A mean of six tasks",
-    "is not the GLUE score, which is of nine tasks and of hidden labels; it stands without WNLI too, which the BERT paper leaves out: its few",
-    "sentences come in both sets with opposite answers, so that chance decides by how much a model stays below the commonest class.",
+    "retention, quoted where the teacher is shown to beat the control and what always naming the commonest class would score; of a mean, where it",
+    "beats the control by both means. A mean of six tasks is not the GLUE score, which is of nine tasks and of hidden labels; it stands without",
+    "WNLI too, which the BERT paper leaves out: its few sentences come in both sets with opposite answers, so that chance decides by how much a",
+    "model stays below the commonest class.",
 )
 
 
@@ -169,13 +170,15 @@ def _are_of_one_model(results: Iterable[JSON]) -> bool:
 def _mean_rows(groups: TaskGroups) -> list[tuple[str, ...]]:
     """Two rows a role that has all six tasks: their mean, and that of five.  Never called the GLUE score, which is of nine tasks."""
     rows: list[tuple[str, ...]] = []
-    for title, whole in _means(six_of(groups)).items():
+    six = six_of(groups)
+    unbeaten = None if "teacher" in six and mean_beats_control(six) else NOT_BEATEN
+    for title, whole in _means(six).items():
         for role, results in whole.items():
             against = kept = ""
             if role != "control" and "control" in whole:
                 against = signed(compare_means(results, whole["control"]).difference)
             if role != "teacher" and "teacher" in whole:
-                kept = _retention(compare_means(results, whole["teacher"]), None if _beats_control(whole, "teacher") else NOT_BEATEN)
+                kept = _retention(compare_means(results, whole["teacher"]), unbeaten)
             rows.append((title, "", role, interval(mean_of_tasks(results)), "", "", against, kept))
     return rows
 
@@ -249,19 +252,19 @@ def ablation_lines(runs: Runs, link: Link) -> list[str]:
     for name, run in of_kind(runs, "ablation").items():
         r = run.results
         parts.append([f"{run.name}: {r['measure']}. {link(name, run)}"])
-        kept = any(row.get("retention") for row in r["rows"])
-        parts.append(table((*ABLATION_HEAD, RETENTION_HEAD) if kept else ABLATION_HEAD, [_ablation_row(row, kept) for row in r["rows"]]))
+        parts.append(filled_table((*ABLATION_HEAD, RETENTION_HEAD), [_ablation_row(row) for row in r["rows"]]))
         parts.append([f"- {note}" for note in r.get("notes", ())])
     return joined(parts)
 
 
-def _ablation_row(row: JSON, kept: bool) -> tuple[str, ...]:
+def _ablation_row(row: JSON) -> tuple[str, ...]:
     by_seed = [f"{one['difference']:+.2f}" for one in row["seeds"] if one["difference"] is not None] or [f"{one['f1']:.2f}" for one in row["seeds"]]
+    by_seed = by_seed if len(by_seed) > 1 else []  # one seed is the row itself
     difference = "reference" if row["difference"] is None else signed(Interval.from_json(row["difference"]))
     paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
     cells = (row["words"], f"{row['exact_match']:.2f}", f"{row['f1']:.2f}", row["against"] or "", difference)
-    retention = [_without_unit(Interval.from_json(row["retention"])) if row.get("retention") else ""] if kept else []
-    return (*cells, ", ".join(by_seed), paper, *retention)
+    retention = _without_unit(Interval.from_json(row["retention"])) if row.get("retention") else ""
+    return (*cells, ", ".join(by_seed), paper, retention)
 
 
 def _without_unit(kept: Interval) -> str:

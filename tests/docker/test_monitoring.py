@@ -98,6 +98,14 @@ def test_every_metric_that_is_named_is_one_of_the_service(where: str) -> None:
     assert named - exposed() == set()
 
 
+def test_probes_are_left_out_alike_by_panels_and_alerts() -> None:
+    texts = [*(expression for expressions in panels().values() for expression in expressions), *(rule["expr"] for rule in RULES)]
+    (left_out,) = {found for text in texts for found in re.findall(r'route!~"([^"]+)"', text)}
+    probes = ("/livez", "/readyz", "/metrics", "/health", "/v2/health/live", "/models/{name}/health", "/v2/models/{name}/ready")
+    assert all(re.fullmatch(left_out, route) for route in probes)
+    assert not any(re.fullmatch(left_out, route) for route in ("/v1/answer", "/models/{name}", "/v2/models/{name}/infer"))
+
+
 def test_the_dashboard_shows_what_a_team_asks_for() -> None:
     """Rate, errors, latency by model and by stage, queue, batch size, padding waste, agreement."""
     shown = {name for expressions in panels().values() for expression in expressions for name in OURS.findall(expression)}

@@ -117,10 +117,11 @@ def test_questions_are_spread_and_metrics_are_not_shown() -> None:
     with balanced() as (front, replicas):
         assert set(ask(front, 20, 0.5)) == {(200, "replica1"), (200, "replica2")}
         assert min(replica.asked for replica in replicas) >= 5
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{front.url}/metrics", timeout=10)
-        assert refused.value.code == 404
-        refused.value.close()
+        for path in ("/metrics", "/metrics/", "/%6detrics/?x=1"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{front.url}{path}", timeout=10)
+            assert refused.value.code == 404
+            refused.value.close()
 
 
 def test_the_one_with_the_fewest_under_way_is_asked() -> None:

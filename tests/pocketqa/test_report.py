@@ -458,6 +458,13 @@ def test_races_with_devices_ratios_and_loads(project):
     assert "- a pass takes 410 s\n" in page
 
 
+def test_a_busy_machine_gives_no_verdict(project):
+    folder = project(mobile_runs.race(busy=True))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
+    assert row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 |").endswith("| no verdict: busy machine |")
+
+
 def test_a_race_of_unlike_work_has_no_verdict_and_says_what_is_padded(project):
     tokens = {"teacher, onnxruntime fp32": {"mean": 128.0, "positions": 384.0}, "student, onnxruntime fp32": {"mean": 128.0, "positions": 128.0}}
     memory = {label: {"peak": 300.0, "before_load": 220.0} for label in tokens}

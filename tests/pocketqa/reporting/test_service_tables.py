@@ -70,11 +70,18 @@ def test_tables_of_a_race() -> None:
     assert text.startswith("On a processor, 2026-03-01. student `bbbbbbbbbbbb`: closed loop, 40 questions. Servers on 1 and client on 1 cores")
     assert "| 80.50 | 97.5 % | 99.70 [99.50, 99.90] % | 0 |" in text
     assert "| 1 | PocketQA | 10.00 ms | 20.00 ms | 100.00 [90.00, 110.00] | 70.00 | 80.50 | 97.5 % |  | 0 | 98% | 20% |" in text
-    assert "| 32 | B | 1.20 [1.10, 1.30] | 1.20 [1.10, 1.30] | 1.20 [1.10, 1.30] |" in text
+    assert "| 32 | B | 1.20 [1.10, 1.30] | 1.20 | 1.20 [1.10, 1.30] |" in text  # the p99 of 40 questions is the time of the longest one
     assert "| student | 1,000 | 3 | 100.00 ms | 0.20 ms | 0.10 ms | 83.33 ms | 0.30 ms | 0.70 ms |" in text
     assert "of the 2.000 TFLOP/s that products of large bf16 matrices have on the servers' cores (fp32: 0.200): PocketQA 1.000 TFLOP/s (50%)." in text
     assert "PocketQA 900 MiB, B 700 MiB" in text
     assert "Busy" not in text
+
+
+@pytest.mark.parametrize(("questions", "cell"), [(299, "1.20"), (300, "1.20 [1.10, 1.30]")])
+def test_a_p99_has_an_interval_where_it_is_of_several_questions(questions: int, cell: str) -> None:
+    made = results(extra={"rounds": 2})
+    made["points"] = [row | {"count": 2 * questions} for row in made["points"]]
+    assert f"| 32 | B | 1.20 [1.10, 1.30] | {cell} | 1.20 [1.10, 1.30] |" in lines(made)
 
 
 def test_the_newest_race_comes_first_and_one_round_has_no_interval() -> None:
@@ -84,6 +91,7 @@ def test_the_newest_race_comes_first_and_one_round_has_no_interval() -> None:
     assert text[0].endswith("[young.json]")
     first = "\n".join(text).partition("[old.json]")[0]
     assert "| 1 | PocketQA | 10.00 ms | 20.00 ms | 100.00 | 70.00 |" in first
+    assert "same span as alone" not in first  # no column for what was not asked
     assert "| 1 | B |  |  | 1.20 |" in first
 
 
@@ -113,6 +121,8 @@ def test_random_weights_and_busy_machines_are_said_so() -> None:
     assert "Weights are random, made from the configuration: answers and scores mean nothing." in text
     assert "- Busy machine, so its times are not to be trusted: other processes used 40% of the machine" in text
     assert "wanted" not in text
+    assert "| 32 | B | 384.00 ms | 768.00 ms | 471.40 [424.26, 518.54] | 99.70 [99.50, 99.90] % | 0 |" in text
+    assert not {"EM", "F1", "answers of A in fp32"} & set(text.split(" | "))
 
 
 def test_no_runs_no_section() -> None:

@@ -230,3 +230,5 @@ def test_the_gateway_of_the_example_agrees_with_the_defaults() -> None:
     assert int(directives["keepalive_timeout"].removesuffix("s")) < defaults.idle_seconds
     assert int(directives["proxy_read_timeout"].removesuffix("s")) > defaults.deadline_seconds
     assert directives["server"] == f"pocketqa:{defaults.port}"
+    (hidden,) = re.findall(r"location ~ (\S+) \{\s+return 404;", text)
+    assert [path for path in ("/metrics", "/metrics/", "/metrics/x", "/v1/metrics") if re.search(hidden, path)] == ["/metrics", "/metrics/"]
