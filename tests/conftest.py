@@ -27,11 +27,13 @@ settings.register_profile("steady", deadline=None, derandomize=True, print_blob=
 settings.load_profile("steady")
 
 NO_DATA = "POCKETQA_DATA names no folder of real data"
+NO_SWIFT = "needs a Swift compiler: swiftc, or POCKETQA_SWIFT"
 
 # With POCKETQA_NO_SKIPS=1 (continuous integration) any other skip fails the run: a test that never runs anywhere proves nothing.
 ALLOWED_SKIPS = {
     re.escape(NO_DATA): "the data sets are not part of the repository",
     r"needs macOS\b.*": "Core ML predicts on macOS only",
+    re.escape(NO_SWIFT): "comes with Xcode; Linux distributions have none that installs beside the rest",
     r"this CPU does not compute bf16\b.*": "AMX or AVX512-BF16",
 }
 
