@@ -168,6 +168,11 @@ public struct WordPieceTokenizer {
                 marks.append(Mark(scalar: space, origin: origin))
                 continue
             }
+            if scalar.isASCII {  // most text: nothing to decompose, and no String made for it
+                let capital = settings.lowercase && ("A"..."Z").contains(scalar)
+                marks.append(Mark(scalar: capital ? Unicode.Scalar(UInt8(scalar.value + 32)) : scalar, origin: origin))
+                continue
+            }
             let alone = settings.splitIdeographs && WordPieceTokenizer.isIdeograph(scalar.value)
             if alone { marks.append(Mark(scalar: space, origin: origin)) }
             var kept = [scalar]
