@@ -29,12 +29,13 @@ from pocketqa.types import Batch, NoAnswer, Request, RuntimeInfo, SpanLogits, Sp
 from tests.conftest import NO_SWIFT
 from tests.mobile_export.bundles import bundle_of
 from tests.mobile_export.formats.test_swift import SWIFT, written
+from tests.packaged import model_folder
 
-ROOT = Path(__file__).resolve().parents[3]
+STUDENT = Path(__file__).resolve().parents[3] / "models" / "student"
 OURS = Path(__file__).with_name("swift")
 WINDOW = {"max_tokens": 64, "doc_stride": 21, "max_question_tokens": 16}
 LONGEST = longest_safe_answer(WINDOW["doc_stride"])
-WORDS = (ROOT / "models" / "student" / "vocab.txt").read_text(encoding="utf-8").splitlines()[1996:12000]
+WORDS = (STUDENT / "vocab.txt").read_text(encoding="utf-8").splitlines()[1996:12000]
 ODD = [
     "É", "e\u0301", "\u1e9b\u0323", "İ", "ß", "ﬁ", "Ǆ", "ό", "Ω", "中", "文字", "\U00020000",
     "\u3400", "ひらがな", "カ゛", "한국어", "\u1112\u1161\u11ab", "ไทยกำ", "لعربية", "עִבְרִית",
@@ -103,19 +104,22 @@ def ask(probe: Path, folder: Path, texts: Sequence[str], cases: Sequence[tuple[s
     return json.loads(done.stdout)
 
 
-def bundle(folder: Path, no_answer: NoAnswer) -> Path:
-    """What an app reads of a bundle, with the vocabulary of the bundled student."""
+def bundle(folder: Path, no_answer: NoAnswer, model: Path = STUDENT) -> Path:
+    """What an app reads of a bundle, with the vocabulary of a model folder: of the bundled student, or cased."""
     folder.mkdir()
-    shutil.copy(ROOT / "models" / "student" / "vocab.txt", folder)
+    shutil.copy(model / "vocab.txt", folder)
     manifest = json.loads((bundle_of("bert") / "manifest.json").read_bytes())
-    manifest["config"] |= {"window": WINDOW, "lengths": list(Made.lengths)}
+    settings = {"lowercase": model == STUDENT, "strip_accents": model == STUDENT, "split_ideographs": True}
+    manifest["config"] |= {"window": WINDOW, "lengths": list(Made.lengths), "tokenizer": settings}
     manifest["no_answer"] = {"trained": no_answer.trained, "threshold": no_answer.threshold}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 
 def text_of(draw: random.Random, parts: int) -> str:
-    return "".join(draw.choice([draw.choice(WORDS), draw.choice(ODD)]) + draw.choice(["", " ", " ", ", "]) for _ in range(parts))
+    """So many words and oddities."""
+    kinds = (lambda: draw.choice(WORDS), lambda: draw.choice(WORDS).title(), lambda: draw.choice(ODD))
+    return "".join(draw.choice(kinds)() + draw.choice(["", " ", " ", ", "]) for _ in range(parts))
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "fp32"])  # of Core ML and of ExecuTorch
@@ -131,10 +135,12 @@ def test_the_swift_of_a_bundle_and_of_its_how_to_compiles(tmp_path: Path, scheme
         swiftc("-typecheck", "-swift-version", version, "-I", tmp_path, SWIFT, tmp_path / "Example.swift")
 
 
-def test_tokens_are_those_of_the_original_tokenizer(probe: Path, tmp_path: Path) -> None:
-    draw, tokenizer = random.Random(0), Tokenizer(ROOT / "models" / "student" / "tokenizer.json")
+@pytest.mark.parametrize("cased", [False, True])
+def test_tokens_are_those_of_the_original_tokenizer(probe: Path, tmp_path: Path, cased: bool) -> None:
+    model = model_folder("bert", cased=True) if cased else STUDENT
+    draw, tokenizer = random.Random(0), Tokenizer(model / "tokenizer.json")
     texts = [*ODD, *(text_of(draw, draw.randint(1, 12)) for _ in range(3000))]
-    found = ask(probe, bundle(tmp_path / "bundle", NoAnswer()), texts, [])["tokens"]
+    found = ask(probe, bundle(tmp_path / "bundle", NoAnswer(), model), texts, [])["tokens"]
     for text, tokens in zip(texts, found, strict=True):
         window = tokenizer.encode([Request("?", (f"{text}.",))], WindowOptions(512)).windows[0]
         expected = [[int(i), *map(int, place)] for i, place in zip(window.ids[window.context_mask], window.offsets[window.context_mask], strict=True)]
@@ -144,7 +150,7 @@ def test_tokens_are_those_of_the_original_tokenizer(probe: Path, tmp_path: Path)
 @pytest.mark.parametrize("no_answer", [NoAnswer(), NoAnswer(True, 1.5), NoAnswer(True)], ids=["untrained", "threshold", "trained"])
 def test_windows_and_answers_are_those_of_this_library(probe: Path, tmp_path: Path, no_answer: NoAnswer) -> None:
     draw = random.Random(1)
-    reader = Reader(Tokenizer(ROOT / "models" / "student" / "tokenizer.json"), Made(), no_answer=no_answer)
+    reader = Reader(Tokenizer(STUDENT / "tokenizer.json"), Made(), no_answer=no_answer)
     cases = [
         (
             text_of(draw, draw.randint(1, 6)),
