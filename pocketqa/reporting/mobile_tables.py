@@ -157,7 +157,7 @@ def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
             found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
             if found is not None:
                 threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
-                where = f"{threads} of a busy machine" if run.results.get("busy") else threads
+                where = f"{threads} of {run.environment.get('cpu', 'a machine unknown')}{', a busy machine' if run.results.get('busy') else ''}"
                 cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {where}, {link(name, run)}"
                 times[subject.sha256, subject.engine, subject.precision] = cell
     return times

@@ -561,13 +561,13 @@ def test_the_time_of_a_question_is_that_of_the_full_race_on_the_fewest_threads()
     ]
     for order in (races, races[::-1]):
         times = mobile_tables.question_times({run.name: run for run in order}, lambda name, _: name)
-        assert times == {(mobile_runs.SHA["student"], "onnxruntime", "fp32"): "20.0 / 28.0 on 1 thread, full"}
+        assert times == {(mobile_runs.SHA["student"], "onnxruntime", "fp32"): "20.0 / 28.0 on 1 thread of a processor, full"}
 
 
 def test_the_time_of_a_question_on_a_busy_machine_is_called_so_and_a_quiet_one_goes_before():
     crowded = mobile_runs.race("crowded", (("student", "onnxruntime fp32", 90.0),), busy=True)
     [cell] = mobile_tables.question_times({"crowded": crowded}, lambda name, _: name).values()
-    assert cell == "90.0 / 126.0 on 1 thread of a busy machine, crowded"
+    assert cell == "90.0 / 126.0 on 1 thread of a processor, a busy machine, crowded"
     older = replace(mobile_runs.race("quiet", (("student", "onnxruntime fp32", 20.0),)), created="2020-01-01T00:00:00Z")
     [cell] = mobile_tables.question_times({"quiet": older, "crowded": crowded}, lambda name, _: name).values()
-    assert cell == "20.0 / 28.0 on 1 thread, quiet"
+    assert cell == "20.0 / 28.0 on 1 thread of a processor, quiet"
