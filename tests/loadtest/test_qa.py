@@ -40,7 +40,7 @@ def run_locust(host: str, *options: str) -> subprocess.CompletedProcess[str]:
         host,
         *options,
     ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={**os.environ, "NO_COLOR": "1"})
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=270, env={**os.environ, "NO_COLOR": "1"})
 
 
 def row(output: str, model: str) -> list[float]:
