@@ -48,13 +48,13 @@ def harder_lines(own: Runs, articles: Runs, link: Link) -> list[str]:
 def _last(articles: Runs) -> Runs:
     """Of evaluations of one form on the same questions the one that was measured last: what joins the windows of an article is code."""
     by_date = sorted(articles.items(), key=lambda item: item[1].created)
-    last = {(_same(run), questions_of(run)): name for name, run in by_date}
-    return {name: run for name, run in articles.items() if name in last.values()}
+    last = {_measured(run): name for name, run in by_date}
+    return {name: run for name, run in articles.items() if last[_measured(run)] == name}
 
 
 def _article_row(name: str, run: RunFile, own: Runs, link: Link) -> tuple[str, ...]:
     r, subject = run.results, run.subjects[0]
-    same = [other for other in own.values() if (_same(other), questions_of(other)) == (_same(run), questions_of(run))]
+    same = [other for other in own.values() if _measured(other) == _measured(run)]
     against = signed(compare(run, same[-1]).f1) if same else "not measured on the same questions"
     scores = (interval(Interval.from_json(r["intervals"][key])) for key in ("exact_match", "f1"))
     return (model_cell(subject), form_cell(subject), run.data[0].name, questions_cell(r), *scores, against, link(name, run))
@@ -68,7 +68,7 @@ def _refusal_row(name: str, run: RunFile, link: Link) -> tuple[str, ...]:
     return (model_cell(subject), form_cell(subject), run.data[0].name, *counted, *shares, cost, link(name, run))
 
 
-def _same(run: RunFile) -> tuple[str, str, str]:
-    """What two evaluations of one form of a model have in common."""
+def _measured(run: RunFile) -> tuple[str, ...]:
+    """Which form of which model on which questions."""
     subject = run.subjects[0]
-    return subject.sha256, subject.engine, subject.precision
+    return subject.sha256, subject.engine, subject.precision, *questions_of(run)

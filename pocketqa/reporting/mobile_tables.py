@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, questions_cell, signed, table, timing_table
+from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, processor, questions_cell, signed, table, timing_table
 from pocketqa.runs import RunFile
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
@@ -157,7 +157,7 @@ def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
             found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
             if found is not None:
                 threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
-                where = f"{threads} of {run.environment.get('cpu', 'a machine unknown')}{', a busy machine' if run.results.get('busy') else ''}"
+                where = f"{threads} of {processor(run)}{', a busy machine' if run.results.get('busy') else ''}"
                 cell = f"{found['p50']:.1f} / {found['p90']:.1f} on {where}, {link(name, run)}"
                 times[subject.sha256, subject.engine, subject.precision] = cell
     return times

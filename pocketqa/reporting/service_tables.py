@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pocketqa.reporting.mobile_tables import busy_lines, joined, table_if_any
-from pocketqa.reporting.tables import Runs, filled_table, interval, model_cell, of_kind
+from pocketqa.reporting.tables import Runs, filled_table, interval, model_cell, of_kind, processor
 from pocketqa.runs import RunFile, judge, verdict
 from pocketqa.service_results import contestants_of
 from pocketqa.statistics import Interval
@@ -30,7 +30,7 @@ def service_lines(runs: Runs, link: Link) -> list[str]:
     for name, run in sorted(of_kind(runs, "service").items(), key=lambda item: item[1].created, reverse=True):
         r = run.results
         models = ", ".join(map(model_cell, run.subjects))
-        machine = f"On {run.environment.get('cpu', 'a machine unknown')}, {run.created[:10]}"
+        machine = f"On {processor(run)}, {run.created[:10]}"
         parts.append([f"{machine}. {models}: {r['workload']}. {_where(r)} {link(name, run)}"])
         parts.append([f"- {who}: {words}" for who, words in contestants_of(r).items()])
         random = r.get("origin") == "configuration"

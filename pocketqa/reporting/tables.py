@@ -32,10 +32,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def filled_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table without the columns that are empty in every row."""
+    """A table without the columns that are empty in every row; no lines for no rows."""
     found = list(rows)
     kept = [at for at in range(len(head)) if any(row[at] for row in found)]
-    return table([head[at] for at in kept], [[row[at] for at in kept] for row in found])
+    return table([head[at] for at in kept], [[row[at] for at in kept] for row in found]) if found else []
 
 
 def evaluations(runs: Runs, split: str, contexts: str = "paragraphs") -> dict[str, RunFile]:
@@ -265,6 +265,11 @@ def questions_of(run: RunFile) -> tuple[str, ...]:
 
 def _hashes(run: RunFile) -> tuple[str, ...]:
     return tuple(item.sha256 for item in run.data)
+
+
+def processor(run: RunFile) -> str:
+    """What a run was measured on."""
+    return str(run.environment.get("cpu", "a machine unknown"))
 
 
 def of_kind(runs: Runs, kind: str) -> dict[str, RunFile]:

@@ -171,7 +171,7 @@ def _mean_rows(groups: TaskGroups) -> list[tuple[str, ...]]:
     """Two rows a role that has all six tasks: their mean, and that of five.  Never called the GLUE score, which is of nine tasks."""
     rows: list[tuple[str, ...]] = []
     six = six_of(groups)
-    unbeaten = None if "teacher" in six and mean_beats_control(six) else NOT_BEATEN
+    unbeaten = None if mean_beats_control(six) else NOT_BEATEN
     for title, whole in _means(six).items():
         for role, results in whole.items():
             against = kept = ""
@@ -194,7 +194,7 @@ def mean_beats_control(six: Mapping[str, Sequence[JSON]], teacher: str = "teache
 
 
 def _beats_control(whole: Mapping[str, Sequence[JSON]], teacher: str) -> bool:
-    return "control" in whole and compare_means(whole[teacher], whole["control"]).difference.low > 0
+    return {teacher, "control"} <= whole.keys() and compare_means(whole[teacher], whole["control"]).difference.low > 0
 
 
 def median_run(group: Group) -> RunFile:

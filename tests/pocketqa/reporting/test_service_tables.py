@@ -129,6 +129,10 @@ def test_no_runs_no_section() -> None:
     assert service_lines({}, lambda name, _: name) == []
 
 
+def test_a_race_without_points_has_no_table_of_them() -> None:
+    assert not [line for line in lines(results() | {"points": [], "ratios": [], "bars": [], "costs": []}) if line.startswith("|")]
+
+
 @pytest.mark.parametrize(
     ("points", "ratios", "says"),
     [
