@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distillation.questions.harder import auroc, refusals, whole_articles
+from distillation.questions.harder import auroc, refusals, whole_articles, wrong_paragraphs
 from pocketqa import metrics, squad
+from pocketqa.answer import show
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import DataError, OptionsError
-from pocketqa.evaluation import Predictions, evaluation_windows, open_reader, predict, read_predictions
+from pocketqa.evaluation import Predictions, check_askable, evaluation_windows, open_reader, predict, read_predictions
 from pocketqa.reader import Reader
 from pocketqa.runs import SPLITS, DataFile, Subject, check_target, evaluation_results, mean_interval, new_run, write
 from pocketqa.types import JSON, QAExample, Scores, SpanOptions, WindowOptions
@@ -45,20 +46,20 @@ def main(argv: list[str]) -> int:
         raise OptionsError("--wrong-paragraphs goes neither with --whole-articles, which leaves no other paragraph, nor with --predictions.")
     if (given.model is None) == (given.predictions is None):
         raise OptionsError("Expected either a MODEL or --predictions FILE, found " + ("both." if given.model else "neither."))
-    if given.predictions and (given.run_file or given.out):
-        raise OptionsError(
-            "--predictions goes neither with --run-file, which names the weights that were measured, nor with --out, since they are written already. "
-            "Name a MODEL for those."
-        )
+    if given.predictions:
+        _refuse_of_a_model(given)
     if given.out and not Path(given.out).absolute().parent.is_dir():
         raise OptionsError(f"Expected a folder for --out at {Path(given.out).parent}, found none. Make it first.")
     if given.out and Path(given.out).is_dir():
         raise OptionsError(f"Expected to write a file at {given.out}, found a folder. Name a file with --out.")
+    if given.out and Path(given.out).exists() and Path(given.data).exists() and Path(given.out).samefile(given.data):
+        raise OptionsError(f"--out would overwrite the questions in {given.data}. Name another file.")
     if given.run_file:
         check_target(given.run_file)
     examples = squad.load(given.data, given.limit, given.seed)
     if given.whole_articles:
         examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)
+    wrong = _of_wrong_paragraphs(examples, given.seed) if given.wrong_paragraphs else []
     if given.predictions:
         exact, overlap = metrics.per_question(read_predictions(given.predictions), examples)
         extra: JSON = {"data": Path(given.data).name, **_intervals(exact, overlap, examples)}
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
     has_unanswerable = any(example.is_impossible for example in examples)
     span_options = SpanOptions(max_answer_tokens=given.max_answer_tokens, no_answer=has_unanswerable and reader.no_answer.trained)
     window_options = evaluation_windows(WindowOptions(given.max_tokens, given.doc_stride, 1))
+    check_askable(reader.tokenizer, [*examples, *wrong], window_options, span_options)  # before hours of work, not in their midst
     predicted = predict(reader, examples, window_options, span_options, progress=not given.json)
     exact, overlap = metrics.per_question(predicted.texts, examples)
     scores = metrics.summarise(exact, overlap, examples)
@@ -81,7 +83,9 @@ def main(argv: list[str]) -> int:
         **_intervals(exact, overlap, examples),
     }
     if given.wrong_paragraphs:
-        extra["no_answer"] = _no_answer(reader, examples, predicted, overlap, given.seed, window_options, span_options)
+        margins = predict(reader, wrong, window_options, span_options, progress=not given.json).margins
+        threshold = reader.no_answer.threshold if reader.no_answer.trained else None
+        extra["no_answer"] = refusals(predicted.margins, overlap, squad.groups_of(examples), margins, threshold)
     try:
         if given.out:
             _write_predictions(Path(given.out), predicted)
@@ -92,26 +96,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _no_answer(
-    reader: Reader,
-    examples: Sequence[QAExample],
-    right: Predictions,
-    f1: NDArray[np.float64],
-    seed: int,
-    window_options: WindowOptions,
-    span_options: SpanOptions,
-) -> JSON:
-    """What the reader does with the same questions put to wrong paragraphs.  Raises OptionsError where there are none to put them to."""
-    from distillation.questions.data import wrong_paragraphs
+def _refuse_of_a_model(given: argparse.Namespace) -> None:
+    """Predictions are scored as they are.  Raises OptionsError for what speaks of a model or of a run file, which names weights."""
+    free = {"model", "data", "predictions", "limit", "seed", "json"}
+    if asked := [f"--{name.replace('_', '-')}" for name, value in vars(given).items() if name not in free and value != _parser().get_default(name)]:
+        raise OptionsError(f"--predictions scores texts that are written already, without {', '.join(asked)}. Name a MODEL for those.")
 
+
+def _of_wrong_paragraphs(examples: Sequence[QAExample], seed: int) -> list[QAExample]:
+    """The same questions put to wrong paragraphs.  Raises OptionsError where there are none to put them to."""
     if not all(example.answers for example in examples):
         raise OptionsError("Expected only answerable questions with --wrong-paragraphs, found some that the file itself says have no answer.")
-    wrong = wrong_paragraphs(examples, len(examples), seed)
-    if not wrong:
-        raise OptionsError("Expected articles of several paragraphs with --wrong-paragraphs, found none: there is no wrong paragraph to ask.")
-    margins = predict(reader, wrong, window_options, span_options, progress=True).margins
-    threshold = reader.no_answer.threshold if reader.no_answer.trained else None
-    return refusals(right.margins, f1, squad.groups_of(examples), margins, threshold)
+    if not (wrong := wrong_paragraphs(examples, len(examples), seed)):
+        raise OptionsError(
+            "Expected articles of several paragraphs with --wrong-paragraphs, found none among the questions asked: there is no wrong one to ask."
+        )
+    return wrong
 
 
 def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -> JSON:
@@ -122,8 +122,6 @@ def development_report(reader: Reader, dev: str, limit: int | None, seed: int) -
     A file without any has each question asked of another paragraph of its article, too, and both kinds weigh the same.
     AUROC: how often an unanswerable one has the larger margin.
     """
-    from distillation.questions.data import wrong_paragraphs
-
     loaded = squad.load(dev, limit, seed)
     examples, own = [example for example in loaded if example.answers], [example for example in loaded if not example.answers]
     window_options = evaluation_windows()
@@ -199,7 +197,7 @@ def _write_run(
 
 def _intervals(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Sequence[QAExample]) -> JSON:
     found = {name: mean_interval(values, squad.groups_of(examples)).scaled(100) for name, values in (("f1", f1), ("exact_match", exact))}
-    return {f"{name}_interval": [round(one.low, 2), round(one.high, 2)] for name, one in found.items()}
+    return {f"{name}_interval": None if one.alone else [round(one.low, 2), round(one.high, 2)] for name, one in found.items()}
 
 
 def _by_answerability(exact: NDArray[np.float64], f1: NDArray[np.float64], examples: Sequence[QAExample]) -> dict[str, Scores]:
@@ -217,13 +215,13 @@ def _print(scores: Scores, by_answerability: Mapping[str, Scores], extra: Mappin
     if as_json:
         tables = {"by_answerability": by_answerability, "by_question_word": scores.by_question_word, "by_answer_words": scores.by_answer_words}
         groups = {key: {name: _numbers(part) for name, part in parts.items()} for key, parts in tables.items() if parts}
-        print(json.dumps({**_numbers(scores), **extra, **groups}))
+        show(json.dumps({**_numbers(scores), **extra, **groups}))
         return
-    print(", ".join(f"{key} {value}" for key, value in extra.items()))
-    print(f"{'':18}{'EM':>8}{'F1':>8}{'count':>8}")
+    show(", ".join(f"{key} {value}" for key, value in extra.items() if value is not None))
+    show(f"{'':18}{'EM':>8}{'F1':>8}{'count':>8}")
     rows = {"all": scores, **by_answerability, **scores.by_question_word, **scores.by_answer_words}
     for name, part in rows.items():
-        print(f"{name:18}{part.exact_match:8.2f}{part.f1:8.2f}{part.count:8d}")
+        show(f"{name:18}{part.exact_match:8.2f}{part.f1:8.2f}{part.count:8d}")
 
 
 def _parser() -> argparse.ArgumentParser:

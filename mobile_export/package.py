@@ -46,7 +46,7 @@ from pocketqa import __version__, squad
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import CorruptFolder, EngineError, FolderError, OptionsError
 from pocketqa.features import Tokenizer
-from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
+from pocketqa.folders import Manifest, ModelFolder, atomic_folder, sha256_file, write_manifest
 from pocketqa.golden import record
 from pocketqa.reader import Reader
 from pocketqa.runtimes.forms import FOLDER, read_form
@@ -168,10 +168,10 @@ def package(
         export_graph(model, folder / "model.onnx", folder / "model.safetensors", opset)
         agreement, golden = _write_golden(ModelFolder(folder), no_answer)
         say(f"PyTorch and ONNX Runtime agree within {agreement:.1e} on {golden} golden questions")
-        _carry_card(Path(out), folder)
         parent = _parent(weights_hash(files), carried, repaired=Path(out).resolve() == source.resolve())
         manifest = _write_manifest(folder, name or (carried.name if carried else Path(out).resolve().name), parent, opset, carried, no_answer)
         ModelFolder(folder).verify()
+        _carry_card(source, Path(out), folder, manifest.files["model.safetensors"], say)
         _carry_forms(Path(out), folder, manifest.files["model.safetensors"], say)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     return Packaged(
@@ -270,9 +270,15 @@ def _golden_pairs() -> Sequence[tuple[str, str]]:
     return [(question, context) for context, question in pairs.items()][:GOLDEN_QUESTIONS]
 
 
-def _carry_card(out: Path, folder: Path) -> None:
-    """Keep the model card of a folder that is replaced: people write it by hand."""
-    card = ModelFolder(out).card
+def _carry_card(source: Path, out: Path, folder: Path, weights: str, say: Callable[[str], None]) -> None:
+    """The model card, which states the licence: that of a folder of the same weights that is replaced, since people write it by hand; else the
+    checkpoint's.
+    """
+    before = ModelFolder(out)
+    same = out.resolve() == source.resolve() or (before.weights.is_file() and sha256_file(before.weights) == weights)
+    if before.card.is_file() and not same:
+        say("Dropping the model card that was there: it is of other weights")
+    card = before.card if same and before.card.is_file() else ModelFolder(source).card
     if card.is_file():
         shutil.copyfile(card, ModelFolder(folder).card)
 

@@ -31,11 +31,12 @@ from pocketqa.arguments import verb_parser
 from pocketqa.errors import IncompleteFolder, InputError, OptionsError, TextError
 from pocketqa.folders import not_a_folder
 from pocketqa.reader import Reader
-from pocketqa.runtimes import ENGINES
-from pocketqa.types import JSON, Answer, Result, SpanOptions
+from pocketqa.runtimes import ENGINES, PRECISIONS
+from pocketqa.types import JSON, SPECIAL_TOKENS, Answer, Result, SpanOptions, WindowOptions
 
 DEFAULT_MODEL = Path("models/student")
 STDIN = "-"
+LONGEST_QUESTION = WindowOptions().max_tokens - SPECIAL_TOKENS - WindowOptions().doc_stride - 1  # of several windows, each with new text
 EXCERPT_CHARACTERS = 60  # of context on each side of the answer
 OPEN, CLOSE = "«", "»"
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # embeddings, overrides and isolates of Unicode's bidirectional algorithm
@@ -60,8 +61,9 @@ def main(argv: list[str]) -> int:
     if arguments.jsonl is not None:
         return _answer_file(arguments, options)
     passages = read_passages(arguments.passages or [])
-    reader = Reader.open(find_model(arguments.model), engine=arguments.engine, threads=arguments.threads)
-    result = reader.answer(arguments.question, [passage.text for passage in passages], span_options=options)
+    reader = Reader.open(find_model(arguments.model), engine=arguments.engine, threads=arguments.threads, precision=arguments.precision)
+    windows = WindowOptions(max_question_tokens=arguments.max_question_tokens)
+    result = reader.answer(arguments.question, [passage.text for passage in passages], window_options=windows, span_options=options)
     if arguments.json:
         show_json(as_json(arguments.question, passages, reader, result))
     else:
@@ -198,9 +200,14 @@ def _check_way(arguments: argparse.Namespace) -> None:
         raise OptionsError(f"Expected {way}, found {' and '.join(found)}.")
     if arguments.threads is not None and arguments.threads < 1:
         raise OptionsError(f"Expected --threads to be at least 1, found {arguments.threads}.")
+    if not 1 <= arguments.max_question_tokens <= LONGEST_QUESTION:
+        raise OptionsError(
+            f"Expected --max-question-tokens of 1 to {LONGEST_QUESTION}, which leaves room for the passage, found {arguments.max_question_tokens}."
+        )
 
 
 def _answer_file(arguments: argparse.Namespace, options: SpanOptions) -> int:
+    from pocketqa.bulk.lines import Asked
     from pocketqa.bulk.run import answer_file, report
 
     answering = None
@@ -209,7 +216,8 @@ def _answer_file(arguments: argparse.Namespace, options: SpanOptions) -> int:
 
         answering = over_ray(arguments.ray)
     model = find_model(arguments.model)
-    summary = answer_file(arguments.jsonl, arguments.out, model, arguments.engine, arguments.threads, options, arguments.force, answering)
+    asked = Asked(arguments.engine, arguments.precision, arguments.threads, options, WindowOptions(max_question_tokens=arguments.max_question_tokens))
+    summary = answer_file(arguments.jsonl, arguments.out, model, asked, arguments.force, answering)
     return report(summary, arguments.json)
 
 
@@ -242,8 +250,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--context-file", dest="passages", action="append", type=lambda v: ("file", v), metavar="FILE", help='a UTF-8 file, "-" for standard input')
     add("--model", type=Path, metavar="DIR", help=f"model folder (default: {DEFAULT_MODEL}, the bundled student)")
     add("--engine", choices=("auto", *ENGINES), default="auto", help="inference engine (default: %(default)s)")
+    add("--precision", choices=PRECISIONS["auto"], help="fp32, bf16 or int8 where the engine offers a choice; int8 needs a form of the folder")
     add("--top-k", type=int, default=1, metavar="N", help="number of answers, best first (default: %(default)s)")
     add("--no-answer", action="store_true", help='let "no answer" compete, with the threshold in the model\'s manifest')
+    add("--max-question-tokens", type=int, default=WindowOptions().max_question_tokens, metavar="N", help="longest question (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of a forward pass (default: all usable cores; with --ray 1, and an actor for each)")
     add("--json", action="store_true", help="print one JSON document; with --jsonl a summary")
     add("--jsonl", type=Path, metavar="IN", help="answer every line of this file")

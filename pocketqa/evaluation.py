@@ -73,6 +73,14 @@ def longest_window(tokenizer: Tokenizer, examples: Sequence[QAExample]) -> int:
     return max(len(window) for _, encoded in _encoded(tokenizer, examples, evaluation_windows()) for window in encoded.windows)
 
 
+def check_askable(tokenizer: Tokenizer, examples: Sequence[QAExample], window_options: WindowOptions, span_options: SpanOptions) -> None:
+    """Finds before a run what would end it in its midst.  Raises DataError for a question that cannot be asked, OptionsError for answers so long that
+    the windows of a passage do not overlap enough.
+    """
+    for _, encoded in _encoded(tokenizer, examples, window_options):
+        spans.check_overlap(encoded.windows, span_options, window_options.doc_stride)
+
+
 def judged(examples: Sequence[QAExample], no_answer: NoAnswer, say: Callable[[str], None]) -> list[QAExample]:
     """The examples that a gate on F1 may look at: a model that cannot say "no answer" is wrong on every unanswerable one, before and after, and those
     would only dilute what it loses.  Raises DataError where none is left.
@@ -190,7 +198,11 @@ def _encoded(
         try:
             encoded = tokenizer.encode([Request(e.question, (e.context,)) for e in chunk], window_options)
         except TextError as error:
-            raise DataError(f"One of the questions {chunk[0].id!r} to {chunk[-1].id!r} cannot be asked: {error}") from None
+            if len(chunk) > 1:  # of which one it does not say
+                list(_encoded(tokenizer, chunk[: len(chunk) // 2], window_options))
+                list(_encoded(tokenizer, chunk[len(chunk) // 2 :], window_options))
+            why = str(error).replace("Shorten it or raise max_question_tokens.", "Shorten it, or leave it out.")
+            raise DataError(f"The question {chunk[0].id!r} cannot be asked: {why}") from None
         yield chunk, encoded
 
 

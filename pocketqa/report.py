@@ -94,6 +94,10 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.check and arguments.html:
         raise OptionsError("--check changes nothing, so it cannot go with --html, which writes; give one of them.")
+    if not arguments.runs.is_dir():
+        raise DataError(f"Expected a folder of run files at {arguments.runs}, found {'a file' if arguments.runs.exists() else 'nothing'}.")
+    if arguments.html and arguments.html.exists() and not arguments.html.is_dir():
+        raise OptionsError(f"Expected a folder for --html, found a file at {arguments.html}. Name another place.")
     runs = read_all(arguments.runs)
     lists = _lists(arguments)
     page = results_page(runs, *_both_links(arguments.runs, arguments.out), lists)
@@ -229,6 +233,8 @@ def readme_page(path: Path, section: str) -> str:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"Expected a README at {path}, found none ({error.strerror}). Name it with --readme, or say --no-readme.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8, found another byte at {error.start}. Save it as UTF-8, or say --no-readme.") from None
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise DataError(f"{path}: expected one line {START!r} and after it one line {END!r}; the table goes between them.")
     before, rest = text.split(START)
@@ -239,7 +245,7 @@ def first_difference(path: Path, wanted: str) -> str | None:
     """The first line in which a file differs from what it should be, in words; None when they agree."""
     if not path.is_file():
         return f"{path} does not exist."
-    found_lines, wanted_lines = path.read_text(encoding="utf-8").split("\n"), wanted.split("\n")
+    found_lines, wanted_lines = path.read_text(encoding="utf-8", errors="replace").split("\n"), wanted.split("\n")
     for number in range(max(len(found_lines), len(wanted_lines))):
         found = found_lines[number] if number < len(found_lines) else None
         expected = wanted_lines[number] if number < len(wanted_lines) else None

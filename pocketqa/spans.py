@@ -58,7 +58,7 @@ def check_options(encoded: Encoded, options: SpanOptions, no_answer: NoAnswer | 
     """Raises what `decode` would raise about options, so that a caller can ask before a forward pass is spent."""
     _null_threshold(options, no_answer or NoAnswer())
     for first, last in encoded.ranges:
-        _check_overlap(encoded.windows[first:last], options, encoded.options.doc_stride)
+        check_overlap(encoded.windows[first:last], options, encoded.options.doc_stride)
 
 
 def null_margins(encoded: Encoded, logits: SpanLogits, options: SpanOptions | None = None) -> Floats:
@@ -198,12 +198,14 @@ def _inside(text: str, place: int) -> bool:
     before, following = text[place - 1], text[place]
     if before < FIRST_MARK and following < FIRST_MARK:
         return False
-    if before == ZERO_WIDTH_JOINER and place > 1:
-        return True
     if following == ZERO_WIDTH_JOINER:
         return place + 1 < len(text)  # with nothing behind it, it joins nothing
+    category = unicodedata.category(following)
+    if category[0] in "ZP" or category == "Cc":
+        return False  # also behind a joiner, with which words of Malayalam end
     return (
-        unicodedata.category(following) in {"Mn", "Me", "Mc"}
+        (before == ZERO_WIDTH_JOINER and place > 1)
+        or category in {"Mn", "Me", "Mc"}
         or "\U0001f3fb" <= following <= "\U0001f3ff"
         or "\U000e0020" <= following <= "\U000e007f"
         or following in SARA_AM
@@ -228,7 +230,8 @@ def longest_safe_answer(overlap: int) -> int:
     return max(1, (overlap - 1) // 2 + 1)
 
 
-def _check_overlap(windows: tuple[Window, ...], options: SpanOptions, overlap: int) -> None:
+def check_overlap(windows: tuple[Window, ...], options: SpanOptions, overlap: int) -> None:
+    """Raises OptionsError where the longest answer could be cut by a border of these windows."""
     longest = longest_safe_answer(overlap)
     if options.max_answer_tokens > longest and any(w.first_token > 0 for w in windows):
         raise OptionsError(

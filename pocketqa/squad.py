@@ -39,6 +39,8 @@ def load(source: str | Path, limit: int | None = None, seed: int = 0, split: str
     """
     if limit is not None and limit < 1:
         raise DataError(f"A limit of questions must be at least 1, found {limit}.")
+    if seed < 0:
+        raise DataError(f"The seed of a sample must be at least 0, found {seed}.")
     path = Path(source)
     try:
         is_file, is_path, found = path.is_file(), _looks_like_path(str(source)), "a folder" if path.is_dir() else "nothing"

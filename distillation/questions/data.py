@@ -5,7 +5,7 @@ Legend: W windows, B rows of a batch, T positions.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distillation.questions.harder import wrong_paragraphs
 from pocketqa import squad
 from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer, collate, gold_spans
@@ -138,30 +139,6 @@ def unlabelled_windows(examples: Sequence[QAExample], tokenizer: Tokenizer, opti
 def usable(examples: Sequence[QAExample], tokenizer: Tokenizer, options: WindowOptions) -> list[QAExample]:
     """The examples whose question has a token and fits into options.max_question_tokens; the others can give no window."""
     return [example for example in examples if 0 < tokenizer.count_tokens(example.question) <= options.max_question_tokens]
-
-
-def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> list[QAExample]:
-    """Up to `count` questions put to another paragraph of the same article that does not contain any of their answers' texts.
-
-    Questions without a title are left out; where none has one, any paragraph counts as of the same article.
-    """
-    articles: dict[str, list[str]] = defaultdict(list)
-    for title, context in dict.fromkeys((example.title, example.context) for example in examples):  # one paragraph may stand under several titles
-        articles[title].append(context)
-    rng = np.random.default_rng(seed)
-    made: list[QAExample] = []
-    for i in rng.permutation(len(examples)):
-        if len(made) == count:
-            break
-        example, others = examples[i], articles[examples[i].title]
-        if not example.answers or (not example.title and len(articles) > 1):
-            continue  # nothing tells whether another paragraph answers it, or which are of its article
-        for j in rng.integers(len(others), size=4):  # a few draws find one in any article with more than a handful of paragraphs
-            text = others[j].lower()
-            if others[j] != example.context and not any(answer.text.lower() in text for answer in example.answers):
-                made.append(QAExample(f"{example.id}-wrong-paragraph", example.question, others[j], (), True, example.title))
-                break
-    return made
 
 
 def usual_answer(example: QAExample) -> GoldAnswer | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,6 +38,30 @@ def whole_articles(examples: Sequence[QAExample], everything: Sequence[QAExample
         shift = paragraphs[example.title][example.context]
         answers = tuple(GoldAnswer(answer.text, answer.start + shift) for answer in example.answers)
         made.append(replace(example, context=joined[example.title], answers=answers))
+    return made
+
+
+def wrong_paragraphs(examples: Sequence[QAExample], count: int, seed: int) -> list[QAExample]:
+    """Up to `count` questions put to another paragraph of the same article that does not contain any of their answers' texts.
+
+    Questions without a title are left out; where none has one, any paragraph counts as of the same article.
+    """
+    articles: dict[str, list[str]] = defaultdict(list)
+    for title, context in dict.fromkeys((example.title, example.context) for example in examples):  # one paragraph may stand under several titles
+        articles[title].append(context)
+    rng = np.random.default_rng(seed)
+    made: list[QAExample] = []
+    for i in rng.permutation(len(examples)):
+        if len(made) == count:
+            break
+        example, others = examples[i], articles[examples[i].title]
+        if not example.answers or (not example.title and len(articles) > 1):
+            continue  # nothing tells whether another paragraph answers it, or which are of its article
+        for j in rng.integers(len(others), size=4):  # a few draws find one in any article with more than a handful of paragraphs
+            text = others[j].lower()
+            if others[j] != example.context and not any(answer.text.lower() in text for answer in example.answers):
+                made.append(QAExample(f"{example.id}-wrong-paragraph", example.question, others[j], (), True, example.title))
+                break
     return made
 
 

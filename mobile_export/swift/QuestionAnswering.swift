@@ -460,12 +460,15 @@ private func isInside(_ scalars: [Unicode.Scalar], _ place: Int) -> Bool {
     let before = scalars[place - 1].value
     let following = scalars[place].value
     if before < firstMark && following < firstMark { return false }
-    if before == zeroWidthJoiner && place > 1 { return true }
     if following == zeroWidthJoiner { return place + 1 < scalars.count }  // with nothing behind it, it joins nothing
     switch scalars[place].properties.generalCategory {
     case .nonspacingMark, .enclosingMark, .spacingMark: return true
+    // Also behind a joiner, with which words of Malayalam end.
+    case .spaceSeparator, .lineSeparator, .paragraphSeparator, .control, .connectorPunctuation, .dashPunctuation: return false
+    case .openPunctuation, .closePunctuation, .initialPunctuation, .finalPunctuation, .otherPunctuation: return false
     default: break
     }
+    if before == zeroWidthJoiner && place > 1 { return true }
     if (0x1100...0x11FF).contains(before) && (0x1160...0x11FF).contains(following) { return true }  // a syllable of Hangul in parts
     if following == 0x0E33 || following == 0x0EB3 { return true }  // sara am of Thai and Lao
     return (0x1F3FB...0x1F3FF).contains(following) || (0xE0020...0xE007F).contains(following)

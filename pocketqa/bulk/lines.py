@@ -9,19 +9,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pocketqa.bulk.blocks import LONGEST_LINE, Line
 from pocketqa.errors import InputError, TextError
 from pocketqa.features import Encoded
 from pocketqa.reader import Reader
-from pocketqa.types import Answer, Request, Result, SpanOptions
+from pocketqa.types import Answer, Request, Result, SpanOptions, WindowOptions
 
 SCORE_DIGITS = 6
 _EXAMPLE = '{"question": "...", "context": "..."}'
 
 Name = str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How the questions are to be answered.  precision, threads: None for the engine's own, and for all usable cores."""
+
+    engine: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    spans: SpanOptions = field(default_factory=SpanOptions)
+    windows: WindowOptions = field(default_factory=WindowOptions)
+
+    def open_reader(self, model: str | Path) -> Reader:
+        """Opens the model.  Raises FolderError and EngineError."""
+        return Reader.open(model, engine=self.engine, threads=self.threads, precision=self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +66,16 @@ class Answered:
     problems: tuple[Problem, ...]
 
 
-def answer_lines(reader: Reader, lines: Sequence[Line], options: SpanOptions) -> Answered:
+def answer_lines(reader: Reader, lines: Sequence[Line], asked: Asked) -> Answered:
     """Answer a block of lines together, windows of similar length in one batch.  Raises what is not the fault of a line."""
     parsed = [parse(line) for line in lines]
-    items, encoded, refused = _encode(reader, [found for found in parsed if isinstance(found, Item)])
+    items, encoded, refused = _encode(reader, [found for found in parsed if isinstance(found, Item)], asked.windows)
     problems = [*(found for found in parsed if isinstance(found, Problem)), *refused]
-    results = reader.decode(encoded, reader.forward(encoded), options)
+    results = reader.decode(encoded, reader.forward(encoded), asked.spans)
     records: dict[int, dict[str, Any]] = {}
     for item, result in zip(items, results, strict=True):
         if result.answers:
-            records[item.line] = _record(item, result, options)
+            records[item.line] = _record(item, result, asked.spans)
         else:
             problems.append(Problem(item.line, item.name, "No span of the passages is admissible as an answer."))
     problems.sort(key=lambda problem: problem.line)
@@ -115,19 +131,19 @@ def _kind(record: dict[str, Any], key: str) -> str:
     return type(record[key]).__name__ if key in record else f"no such key among {', '.join(map(repr, list(record)[:8])) or 'none at all'}"
 
 
-def _encode(reader: Reader, items: Sequence[Item]) -> tuple[Sequence[Item], Encoded, list[Problem]]:
+def _encode(reader: Reader, items: Sequence[Item], windows: WindowOptions) -> tuple[Sequence[Item], Encoded, list[Problem]]:
     """The questions that can be encoded with their windows, and what is wrong with the others."""
     try:
-        return items, reader.encode([item.request for item in items]), []
+        return items, reader.encode([item.request for item in items], windows), []
     except InputError:  # of which one it does not say
         usable, problems = [], []
     for item in items:
         try:
-            reader.encode([item.request])
+            reader.encode([item.request], windows)
             usable.append(item)
         except InputError as error:
             problems.append(Problem(item.line, item.name, str(error)))
-    return usable, reader.encode([item.request for item in usable]), problems
+    return usable, reader.encode([item.request for item in usable], windows), problems
 
 
 def _record(item: Item, result: Result, options: SpanOptions) -> dict[str, Any]:

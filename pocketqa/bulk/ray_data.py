@@ -18,7 +18,7 @@ from typing import Any
 from pocketqa.bulk.blocks import Block, read_lines
 from pocketqa.bulk.lines import Answered, Problem, answer_lines
 from pocketqa.bulk.run import Answering, Job
-from pocketqa.errors import EngineError, MissingExtra
+from pocketqa.errors import EngineError, MissingExtra, OptionsError
 
 LOCAL = "local"
 CONNECT_SECONDS = 10.0
@@ -90,7 +90,7 @@ class Answerer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A block's place to its output."""
         block = Block(**{name: int(value) for name, value in row.items()})
-        made = answer_lines(self._reader, read_lines(Path(self._job.source), block), self._job.options)
+        made = answer_lines(self._reader, read_lines(Path(self._job.source), block), self._job.asked)
         return {"number": block.number, "output": made.output.decode(), "problems": json.dumps([asdict(problem) for problem in made.problems])}
 
 
@@ -101,12 +101,15 @@ def _stream(job: Job, blocks: Sequence[Block]) -> Iterator[Answered]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    threads = job.threads or 1
-    actors = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+    threads = job.asked.threads or 1
+    cores = [cores for node in ray.nodes() if node["Alive"] and (cores := int(node["Resources"].get("CPU", 0)))]
+    if cores and threads > max(cores):  # Ray would wait for a larger machine for ever
+        raise OptionsError(f"Expected --threads of at most {max(cores)}, the cores of the cluster's largest machine, found {threads}.")
+    actors = max(1, sum(one // threads for one in cores))
     places = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))
     answerer: Any = Answerer  # Ray's annotations know functions only
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(blocks)))
-    done = places.map(answerer, fn_constructor_args=(replace(job, threads=threads),), num_cpus=threads, compute=pool)
+    done = places.map(answerer, fn_constructor_args=(replace(job, asked=replace(job.asked, threads=threads)),), num_cpus=threads, compute=pool)
     for block, row in zip(blocks, done.iter_rows(), strict=True):
         if row["number"] != block.number:
             raise EngineError(f"Expected block {block.number} from the Ray cluster, found block {row['number']}.")

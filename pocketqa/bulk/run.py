@@ -11,7 +11,7 @@ from pathlib import Path
 import pocketqa
 from pocketqa.answer import show, show_json
 from pocketqa.bulk.blocks import Block, Survey, read_lines, survey
-from pocketqa.bulk.lines import Answered, answer_lines
+from pocketqa.bulk.lines import Answered, Asked, answer_lines
 from pocketqa.bulk.output import Output, check_places
 from pocketqa.errors import EngineError
 from pocketqa.features import Encoded
@@ -19,7 +19,7 @@ from pocketqa.folders import MANIFEST, ModelFolder, sha256_file
 from pocketqa.reader import Reader
 from pocketqa.runtimes.forms import INT8, form_folder
 from pocketqa.spans import check_options
-from pocketqa.types import JSON, SpanOptions, WindowOptions
+from pocketqa.types import JSON, WindowOptions
 
 PROGRESS_SECONDS = 10.0
 SOME_FAILED = 1  # exit status
@@ -31,14 +31,12 @@ class Job:
 
     source: str
     model: str
-    engine: str
-    threads: int | None
-    options: SpanOptions
+    asked: Asked
     expected: tuple[str, str, str]
 
     def open_reader(self) -> Reader:
         """The model of the run.  Raises FolderError, and EngineError where another model or engine is found than the run began with."""
-        reader = Reader.open(self.model, engine=self.engine, threads=self.threads)
+        reader = self.asked.open_reader(self.model)
         if (there := identity(reader, Path(self.model))) != self.expected:
             expected, found = (f"{weights} on {engine} with the manifest {manifest}" for weights, engine, manifest in (self.expected, there))
             raise EngineError(f"Expected {expected} at {self.model}, found {found}. Use one install on all machines.")
@@ -61,9 +59,7 @@ def answer_file(
     source: Path,
     out: Path,
     model: Path,
-    engine: str,
-    threads: int | None,
-    options: SpanOptions,
+    asked: Asked,
     force: bool = False,
     answering: Answering | None = None,
 ) -> JSON:
@@ -74,9 +70,9 @@ def answer_file(
     check_places(out, source)
     began = time.monotonic()
     surveyed = survey(source)
-    reader = Reader.open(model, engine=engine, threads=threads)
-    check_options(Encoded((), (), (), WindowOptions(), 0.0), options, reader.no_answer)
-    job = Job(str(source.resolve()), str(model.resolve()), engine, threads, options, identity(reader, model))
+    reader = asked.open_reader(model)
+    check_options(Encoded((), (), (), asked.windows, 0.0), asked.spans, reader.no_answer)
+    job = Job(str(source.resolve()), str(model.resolve()), asked, identity(reader, model))
     with Output(out, _run(surveyed, job), force) as output:
         resumed = output.state.lines
         if not output.state.complete:
@@ -118,13 +114,14 @@ def report(summary: JSON, as_json: bool) -> int:
 
 def _here(job: Job, reader: Reader, blocks: Sequence[Block]) -> Iterator[Answered]:
     for block in blocks:
-        yield answer_lines(reader, read_lines(Path(job.source), block), job.options)
+        yield answer_lines(reader, read_lines(Path(job.source), block), job.asked)
 
 
 def _run(surveyed: Survey, job: Job) -> JSON:
     """What the output depends on, in words that a message can name."""
     weights, engine, manifest = job.expected
-    settings = {"engine": engine, "set of options": asdict(job.options), "version": pocketqa.__version__}
+    longer = {"windows": asdict(job.asked.windows)} if job.asked.windows != WindowOptions() else {}  # runs of before know none
+    settings = {"engine": engine, "set of options": asdict(job.asked.spans) | longer, "version": pocketqa.__version__}
     return {"input": surveyed.sha256, "model": weights, "manifest": manifest, **settings}
 
 

@@ -22,6 +22,7 @@ from pocketqa.runtimes.forms import INT8, find_form, has_form
 __all__ = ["ENGINES", "PRECISIONS", "Runtime", "available_engines", "open_runtime", "usable_cores"]
 
 AUTO = "auto"
+MOST_THREADS = 4096  # the engines take any number, and fail in words of their own
 ENGINES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch", "transformers")}  # engine -> packages it needs
 PRECISIONS = {"onnxruntime": ("fp32", INT8), "openvino": ("fp32", "bf16", INT8), "pytorch": ("fp32", "bf16"), AUTO: ("fp32", "bf16", INT8)}
 
@@ -58,8 +59,8 @@ def _check_options(engine: str, precision: str | None, threads: int | None) -> N
     problems = []
     if precision is not None and precision not in PRECISIONS[engine]:
         problems.append(f"the engine {engine} computes in {' or '.join(PRECISIONS[engine])}, not in {precision!r}")
-    if threads is not None and threads < 1:
-        problems.append(f"threads must be at least 1, found {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        problems.append(f"threads must be 1 to {MOST_THREADS:,}, found {threads}")
     if problems:
         raise OptionsError("; ".join(problems))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +128,22 @@ def test_bad_calls(tmp_path: Path) -> None:
     data = tiny_squad(tmp_path / "tiny.json")
     with pytest.raises(OptionsError, match="neither"):
         evaluate.main(["--data", str(data)])
-    for flag in ("--run-file", "--out"):
-        with pytest.raises(OptionsError, match="--predictions goes neither with --run-file"):
-            evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), flag, str(tmp_path / "x.json")])
+    for flag, value in (
+        ("--run-file", "x.json"),
+        ("--out", "x.json"),
+        ("--engine", "pytorch"),
+        ("--threads", "1"),
+        ("--max-tokens", "96"),
+        ("--role", "x"),
+    ):
+        with pytest.raises(OptionsError, match=f"--predictions scores texts that are written already, without {flag}. Name a MODEL"):
+            evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), flag, value])
+    written = data.read_bytes()
+    with pytest.raises(OptionsError, match="--out would overwrite the questions"):
+        evaluate.main([str(tmp_path / "model"), "--data", str(data), "--out", str(data)])
+    assert data.read_bytes() == written
+    with pytest.raises(DataError, match="seed of a sample must be at least 0, found -1"):
+        evaluate.main([str(tmp_path / "model"), "--data", str(data), "--limit", "1", "--seed", "-1"])
     with pytest.raises(TrainingError, match="no question-answering head"):
         evaluate.main([str(tiny_base(tmp_path / "base")), "--data", str(data)])
     with pytest.raises(OptionsError, match="not a packaged model"):
@@ -139,6 +154,54 @@ def test_bad_calls(tmp_path: Path) -> None:
     (tmp_path / "predictions.json").write_text('{"x": "y"}')
     with pytest.raises(DataError, match="None of the 1 predictions"):
         evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data)])
+
+
+def test_what_cannot_be_asked_is_said_before_the_first_forward_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, long = str(tiny_bert(tmp_path / "model")), " ".join(["the mill"] * 60)
+    monkeypatch.setattr(evaluate, "predict", lambda *_, **__: pytest.fail("began to answer"))
+
+    def data(*questions: tuple[str, str, bool]) -> str:
+        asked = [
+            {"context": context, "qas": [{"id": str(n), "question": question, "answers": [] if none else [{"text": "the", "answer_start": 0}]}]}
+            for n, (question, context, none) in enumerate(questions)
+        ]
+        (tmp_path / "asked.json").write_text(json.dumps({"data": [{"title": "a", "paragraphs": asked}]}))
+        return str(tmp_path / "asked.json")
+
+    fine = ("who", "the mill", False)
+    for questions, flags, error, says in (
+        (
+            [fine, (" ".join(["who"] * 300), "the mill", False), fine],
+            [],
+            DataError,
+            "The question '1' cannot be asked: .* Shorten it, or leave it out",
+        ),
+        ([fine, fine, ("\u200d", "the mill", False)], [], DataError, "The question '2' cannot be asked: The question holds no word"),
+        (
+            [fine, ("who", long, False)],
+            ["--max-tokens", "64", "--doc-stride", "16"],
+            OptionsError,
+            "or lower max_answer_tokens to 8",
+        ),
+        ([fine, ("who", "a", True)], ["--wrong-paragraphs"], OptionsError, "Expected only answerable questions"),
+        ([fine], ["--wrong-paragraphs"], OptionsError, "found none among the questions asked"),
+    ):
+        with pytest.raises(error, match=says):
+            evaluate.main([model, "--data", data(*questions), *flags])
+
+
+def test_one_question_has_no_interval_and_names_are_printed_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_squad(tmp_path / "m\u00fchle\u6570.json", paragraphs=2, questions=2)
+    (tmp_path / "predictions.json").write_text(json.dumps({example.id: "nowhere" for example in squad.load(data)}))
+    said = []
+    for flags in (["--json"], []):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
+        assert evaluate.main(["--predictions", str(tmp_path / "predictions.json"), "--data", str(data), "--limit", "1", *flags]) == 0
+        said.append(raw.getvalue().decode("latin-1"))
+    printed = json.loads(said[0])
+    assert (printed["count"], printed["f1"], printed["f1_interval"]) == (1, 0.0, None)
+    assert said[1].startswith("data m\u00fchle\\u6570.json\n")
 
 
 margins = st.lists(st.integers(-8, 8).map(float), min_size=1, max_size=12)

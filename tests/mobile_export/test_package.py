@@ -226,6 +226,20 @@ def test_force_replaces_a_model_folder_in_place_and_keeps_its_card(tmp_path, cap
     assert folder.card.read_text() == "# Written by hand\n" and os.listdir(tmp_path) == ["model"]
 
 
+def test_the_card_is_of_the_same_weights(tmp_path):
+    source = shutil.copytree(checkpoint("bert"), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    said: list[str] = []
+    package(str(source), tmp_path / "model", say=said.append)
+    card = ModelFolder(tmp_path / "model").card
+    assert card.read_text() == (source / "README.md").read_text()  # which states the licence
+    card.write_text("# Written by hand\n")
+    package(str(source), tmp_path / "model", force=True, say=said.append)
+    assert card.read_text() == "# Written by hand\n" and not any("Dropping" in line for line in said)
+    package(str(checkpoint("distilbert")), tmp_path / "model", force=True, say=said.append)
+    assert not card.exists() and any("Dropping the model card" in line for line in said)
+
+
 def test_force_never_replaces_something_else(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").write_text("dear")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pocketqa import report, runs
-from pocketqa.errors import DataError
+from pocketqa.errors import DataError, OptionsError
 from pocketqa.reporting import mobile_tables, tables
 from pocketqa.types import JSON, RuntimeInfo, Scores
 from tests.pocketqa import mobile_runs
@@ -50,6 +50,7 @@ def other(kind, name, results, split="training", roles=("student",), not_checked
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    (tmp_path / "runs").mkdir()
 
     def write(*files):
         for file in files:
@@ -345,6 +346,26 @@ def test_readme_without_markers_is_an_error(project):
     with pytest.raises(DataError, match="--no-readme"):
         report.main([])
     assert report.main(["--no-readme"]) == 0
+
+
+def test_a_mistyped_folder_and_a_file_in_the_way_leave_the_pages_alone(project, capsys):
+    folder = project(evaluation("teacher", 80))
+    assert report.main([]) == 0
+    pages = [(folder / name).read_bytes() for name in ("RESULTS.md", "README.md")]
+    (folder / "plots").write_text("")
+    for flags, error, says in (
+        (["--runs", "rusn"], DataError, "Expected a folder of run files at rusn, found nothing"),
+        (["--runs", "README.md"], DataError, "found a file"),
+        (["--html", "plots"], OptionsError, "found a file at plots"),
+    ):
+        with pytest.raises(error, match=says):
+            report.main(flags)
+    assert pages == [(folder / name).read_bytes() for name in ("RESULTS.md", "README.md")]
+    (folder / "RESULTS.md").write_bytes(b"\xff")
+    assert report.main(["--check"]) == 1 and "RESULTS.md, line 1" in capsys.readouterr().err
+    (folder / "README.md").write_bytes(b"\xff" + pages[1])
+    with pytest.raises(DataError, match=r"README\.md: expected UTF-8, found another byte at 0"):
+        report.main([])
 
 
 def test_an_edited_run_file_stops_the_report(project):

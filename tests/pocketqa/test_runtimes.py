@@ -228,7 +228,7 @@ def test_what_an_engine_refuses_is_an_engine_error_on_one_line(engine, tmp_path)
         ({"engine": "pytorch", "precision": "int8"}, OptionsError, "pytorch computes in fp32 or bf16, not in 'int8'"),
         ({"engine": "onnxruntime", "precision": "int8"}, IncompleteFolder, "--form onnx-int8 --data FILE"),
         ({"engine": "openvino", "precision": "int8"}, IncompleteFolder, "--form openvino-int8 --data FILE"),
-        ({"engine": "onnxruntime", "precision": "bf16", "threads": 0}, OptionsError, "fp32.*threads must be at least 1, found 0"),
+        ({"engine": "onnxruntime", "precision": "bf16", "threads": 0}, OptionsError, "fp32.*threads must be 1 to 4,096, found 0"),
     ],
 )
 def test_settings_that_cannot_be(settings, error, message):

@@ -255,6 +255,9 @@ def test_large_logits_do_not_overflow(tokenizer, shift):
         (f"a {ENGLAND}!", (8, 10), (2, 10)),
         ("\u0301x", (0, 2), (0, 2)),  # there is nothing before it
         ("\u200dx", (1, 2), (1, 2)),
+        ("Marsh\u200d built", (0, 5), (0, 6)),  # a joiner may end a word
+        ("അവന്\u200d, പറഞ്ഞു", (0, 4), (0, 5)),
+        ("അവന്\u200dറ", (0, 4), (0, 6)),  # or stand inside it
     ],
 )
 def test_characters_stay_whole(text, span, whole):
@@ -262,7 +265,7 @@ def test_characters_stay_whole(text, span, whole):
 
 
 def test_joiners_without_end_make_no_endless_character(tokenizer):
-    text = ".\u200d" * 5000  # all of it one character, if each joined; so that no second answer would be found among the spans
+    text = "+\u200d" * 5000  # all of it one character, if each joined; so that no second answer would be found among the spans
     assert spans.whole_characters(text, 5000, 5001) == (5000 - 32, 5001 + 32)
     encoded = encode(tokenizer, text)
     answers = spans.decode(encoded, random_logits(encoded, seed=0), SpanOptions(top_k=3))[0].answers

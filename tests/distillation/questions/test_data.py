@@ -20,8 +20,8 @@ from distillation.questions.data import (
     to_batch,
     training_windows,
     usual_answer,
-    wrong_paragraphs,
 )
+from distillation.questions.harder import wrong_paragraphs
 from pocketqa import squad
 from pocketqa.errors import DataError
 from pocketqa.features import Tokenizer

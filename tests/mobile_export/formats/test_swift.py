@@ -20,10 +20,13 @@ from pocketqa.spans import whole_characters
 from tests.packaged import model_folder
 
 SWIFT = Path(howto.__file__).parents[1] / "swift" / "QuestionAnswering.swift"
-CATEGORIES = {".nonspacingMark": "Mn", ".enclosingMark": "Me", ".spacingMark": "Mc"}
+CATEGORIES = {".nonspacingMark": "Mn", ".enclosingMark": "Me", ".spacingMark": "Mc", ".control": "Cc"}
+CATEGORIES |= {".spaceSeparator": "Zs", ".lineSeparator": "Zl", ".paragraphSeparator": "Zp", ".connectorPunctuation": "Pc", ".dashPunctuation": "Pd"}
+CATEGORIES |= {".openPunctuation": "Ps", ".closePunctuation": "Pe", ".initialPunctuation": "Pi", ".finalPunctuation": "Pf", ".otherPunctuation": "Po"}
 MARKS, EMOJI = "\u0301\u0300\u02ff\u093f\u20e3\ufe0f\u200d", "\U0001f469\U0001f680\U0001f3fa\U0001f3fb\U0001f3ff\U0001f400"
 JAMO = "\u1112\u1161\u11ab\u0e33\u0eb3\u10ff\u1200"
-ALPHABET = f"ab1#{MARKS}{EMOJI}{JAMO}\U000e001f\U000e0020\U000e007f\U000e0080"
+APART = " \u2028\u2029_-()\u00ab\u00bb.\n"  # one of each category
+ALPHABET = f"ab1#{MARKS}{APART}{EMOJI}{JAMO}\U000e001f\U000e0020\U000e007f\U000e0080"
 
 
 def written(folder: Path, scheme: str) -> str:
@@ -58,7 +61,7 @@ def swift_rule() -> Callable[[str, int, int], tuple[int, int]]:
         both
         | {r"^(if .*?) \{ (.*) \}\s*$": r"\1: \2", r"scalars\.count": "len(scalars)", r"scalars\[(.*?)\]\.value": r"ord(scalars[\1])"}
         | {r"^switch scalars\[place\]\.properties\.generalCategory \{$": "category = unicodedata.category(scalars[place])", r"^\}$": ""}
-        | {r"^case (.*): return True$": r"if category in names('\1'): return True", r"^default: break$": ""}
+        | {r"^case (.*): return (True|False)$": r"if category in names('\1'): return \2", r"^default: break$": ""}
         | {r"\((0x\w+)\.\.\.(0x\w+)\)\.contains\((\w+)\)": r"(\1 <= \3 <= \2)"},
     )
     around = in_python(body("wholeCharacters"), both | {r"^(while .*?) \{ (.*) \}$": r"\1: \2", r"begin\.\.<end": "(begin, end)"})
@@ -74,7 +77,7 @@ def swift_rule() -> Callable[[str, int, int], tuple[int, int]]:
 def test_answers_in_an_app_end_where_those_of_this_library_do() -> None:
     rule, draw = swift_rule(), random.Random(0)
     assert rule("e\u0301a", 1, 1) == (0, 2)
-    for _ in range(3000):
+    for _ in range(6000):
         text = "".join(draw.choices(ALPHABET, k=draw.randint(0, 8)))
         begin, end = sorted(draw.randint(0, len(text)) for _ in range(2))
         assert rule(text, begin, end) == whole_characters(text, begin, end), ascii(text)

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from pocketqa.bulk.blocks import Line
-from pocketqa.bulk.lines import answer_lines
+from pocketqa.bulk.lines import Asked, answer_lines
 from pocketqa.errors import EngineError
-from pocketqa.types import NoAnswer, SpanOptions
+from pocketqa.types import NoAnswer, SpanOptions, WindowOptions
 from tests.pocketqa import little
 
 QUESTION = "Who built the mill?"
@@ -25,7 +25,7 @@ def reader(tmp_path):
 
 def answered(reader, *records: object, options: SpanOptions | None = None):
     data = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
-    made = answer_lines(reader, [Line(number, line) for number, line in enumerate(data, 1)], options or SpanOptions())
+    made = answer_lines(reader, [Line(number, line) for number, line in enumerate(data, 1)], Asked(spans=options or SpanOptions()))
     assert made.output.count(b"\n") == len(records)
     return [json.loads(line) for line in made.output.splitlines()], made.problems
 
@@ -63,6 +63,14 @@ def test_several_answers_and_no_answer(reader):
     reader.no_answer = NoAnswer(trained=True, threshold=-100.0)
     (one,), _ = answered(reader, {"question": QUESTION, "context": "The river"}, options=SpanOptions(no_answer=True))
     assert (one["answer"], one["start"], one["end"], one["no_answer"], one["score"]) == ("", 0, 0, True, 1.0)
+
+
+def test_longer_questions_where_they_are_wanted(reader):
+    asked = {"question": " ".join([QUESTION] * 20), "context": "by Ada"}
+    (refused,), problems = answered(reader, asked)
+    assert "raise max_question_tokens" in refused["error"] and len(problems) == 1
+    made = answer_lines(reader, [Line(1, json.dumps(asked).encode())], Asked(windows=WindowOptions(max_question_tokens=200)))
+    assert json.loads(made.output)["answer"] == "Ada"
 
 
 GOOD = {"question": QUESTION, "context": "Ada"}
@@ -104,7 +112,7 @@ def test_a_bad_line_keeps_its_id(reader):
 
 
 def test_a_line_that_was_too_long(reader):
-    made = answer_lines(reader, [Line(4, None)], SpanOptions())
+    made = answer_lines(reader, [Line(4, None)], Asked())
     assert "at most 1,048,576 bytes" in json.loads(made.output)["error"] and json.loads(made.output)["line"] == 4
 
 

@@ -17,10 +17,11 @@ from pocketqa import answer
 from pocketqa.__main__ import main as command
 from pocketqa.bulk import blocks, run
 from pocketqa.bulk.blocks import BLOCK_LINES
+from pocketqa.bulk.lines import Asked
 from pocketqa.bulk.ray_data import what_failed
 from pocketqa.errors import DataError, EngineError, OptionsError
 from pocketqa.reader import Reader
-from pocketqa.types import RuntimeInfo, SpanOptions
+from pocketqa.types import RuntimeInfo
 from tests.packaged import model_folder
 from tests.pocketqa import little
 
@@ -114,7 +115,7 @@ def test_no_more_than_a_block_is_held(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reader.tokenizer, "encode", counted)
     monkeypatch.setattr(Reader, "open", lambda *_, **__: reader)
-    run.answer_file(source, tmp_path / "out", tmp_path, "auto", None, SpanOptions())
+    run.answer_file(source, tmp_path / "out", tmp_path, Asked())
     assert sizes == [19, 20, 20]  # one of the first twenty is no question
 
 
@@ -124,7 +125,7 @@ def test_a_run_is_not_gone_on_with_after_its_model_folder_changed(tmp_path, monk
     monkeypatch.setattr(Reader, "open", lambda *_, **__: reader)
 
     def answer_once(force: bool = False) -> None:
-        run.answer_file(source, out, tmp_path, "auto", None, SpanOptions(), force)
+        run.answer_file(source, out, tmp_path, Asked(), force)
 
     (tmp_path / "manifest.json").write_text('{"files": {"tokenizer.json": "a"}}')
     answer_once()
@@ -161,7 +162,7 @@ def test_progress_tells_rate_and_time_left(tmp_path, monkeypatch, capsys):
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(Reader, "open", lambda *_, **__: little.reader(tmp_path))
     monkeypatch.setattr(run, "PROGRESS_SECONDS", 0.0)
-    run.answer_file(source, tmp_path / "out", tmp_path, "auto", None, SpanOptions())
+    run.answer_file(source, tmp_path / "out", tmp_path, Asked())
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("20/40 lines, ") and line.endswith(" min left")
 
@@ -176,6 +177,7 @@ def test_progress_tells_rate_and_time_left(tmp_path, monkeypatch, capsys):
         (["--question", "who?", "--context", "x", "--ray"], "found --ray"),
         (["--question", "who?", "--context", "x", "--force"], "found --force"),
         (["--jsonl", "a", "--out", "b", "--threads", "0"], "--threads to be at least 1, found 0"),
+        (["--jsonl", "a", "--out", "b", "--max-question-tokens", "253"], "--max-question-tokens of 1 to 252, .* found 253"),
     ],
 )
 def test_a_mixture_of_ways_is_refused(given, says):
@@ -213,7 +215,7 @@ def test_what_a_worker_says_is_told_and_not_what_ray_advises():
 
 
 def test_another_model_than_the_run_began_with_is_refused(tmp_path):
-    job = run.Job("in", str(model_folder("distilbert")), "onnxruntime", 1, SpanOptions(), ("0" * 64, "onnxruntime 1 fp32", "1" * 64))
+    job = run.Job("in", str(model_folder("distilbert")), Asked("onnxruntime", threads=1), ("0" * 64, "onnxruntime 1 fp32", "1" * 64))
     with pytest.raises(
         EngineError, match=f"Expected {'0' * 64} on onnxruntime 1 fp32 with the manifest {'1' * 64} at .*Use one install on all machines"
     ):
@@ -236,3 +238,5 @@ def test_ray_gives_the_same_bytes_also_after_a_stop(tmp_path, capfd):
     assert done.returncode == run.SOME_FAILED, done.stderr
     assert json.loads(done.stdout)["resumed_at"] == BLOCK_LINES
     assert over_ray.read_bytes() == here.read_bytes()
+    waiting = subprocess.run([*python, *words(source, tmp_path / "x", "--ray", "--threads", "999")], capture_output=True, text=True, timeout=250)
+    assert waiting.returncode == 2 and "the cores of the cluster's largest machine, found 999" in waiting.stderr
