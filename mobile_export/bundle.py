@@ -8,6 +8,7 @@
     golden.json                                           questions with ids, logits and answers, for the app's tests
     trace.json                                            a digest of what each operation computes, for `pocketqa verify` (not of a .pte)
     QuestionAnswering.swift, HOWTO.md                     the code that loads it, and how to use it
+    Timing.swift                                          for a test that times it on a phone
     manifest.json                                         target, scheme, lengths, the checkpoint's hash, the sha256 of every other file
 
 Nothing in it depends on when or where it was made.  A model in the older `neuralnetwork` type has two more: `program/`, the operations of the
@@ -39,6 +40,7 @@ CONFIG = ("target", "scheme", "layout", "format", "lengths", "package", "model_t
 
 TAKEN = (
     "Answer QuestionError SpanModel ReaderSettings WordPieceTokenizer QuestionWindow QuestionReader CoreMLSpanModel GoldenVectors "  # of our Swift
+    "TimedBundle TimingMode Timed Sample Chance TimingTests "
     "Questions QuestionAnsweringTests ExecuTorchSpanModel Module Tensor Value "  # of HOWTO.md and ExecuTorch
     "Int8 Int16 Int32 Int64 UInt UInt8 UInt16 UInt32 UInt64 Float16 Float32 Float64 URL UUID "
     "Any Array Bool Character Dictionary Double Error Float Int Never Optional Range Result Self Sequence Set String Substring Task Type "

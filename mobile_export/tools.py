@@ -69,18 +69,18 @@ def check_can_write() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what coremltools prints while it works: log lines, progress bars, and warnings about its own use of torch and temporary folders.
+    """Silence what coremltools and what it imports print while they work: log lines, progress bars, and warnings about their own use of torch and
+    temporary folders.
 
     Its notes do not concern the caller: versions of torch it was not tested with (`checks.py` and `hazards.py` test each export instead), and the
     parts of Core ML that only a Mac has.  torch deprecates `jit.trace`, which remains the front end that coremltools knows best.
     """
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))  # handlers that hold the standard error of before are silent too
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
             gc.collect()  # temporary folders of coremltools are closed by the collector, with a warning: let it come here
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -36,7 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("mobile_export.verify:main", "run an exported bundle on any machine and compare it with its model"),
     "benchmark": (
         "pocketqa.benchmark:main",
-        "size and latency of models and bundles as a phone would ask, the speed of training or of the service (--workload training, service)",
+        "size and latency of models and bundles as a phone would ask, the speed of training or of the service (--workload training, service, load)",
     ),
     "report": ("pocketqa.report:main", "write RESULTS.md and the README's table from run files"),
 }

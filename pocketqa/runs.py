@@ -143,6 +143,9 @@ class DataFile:
     split: str
 
 
+FIELDS = ("schema", "kind", "name", "subjects", "data", "command", "created", "environment", "results", "not_checked")
+
+
 @dataclass(frozen=True, slots=True)
 class RunFile:
     """One measurement.  `results` has the shape made by the builder for its kind (evaluation_results, training_results, ...)."""
@@ -273,6 +276,10 @@ def read(path: str | Path) -> RunFile:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
         raise DataError(f"{path}: expected a run file in JSON, found an error: {error}.") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: expected a run file, a JSON object, found {type(document).__name__}.")
+    if missing := [name for name in FIELDS if name not in document]:
+        raise DataError(f"{path}: expected a run file with {', '.join(FIELDS)}, found none of {', '.join(missing)}.")
     try:
         document["subjects"] = tuple(Subject(**subject) for subject in document["subjects"])
         document["data"] = tuple(DataFile(**item) for item in document["data"])

@@ -10,7 +10,7 @@ from mobile_export.verification.golden import TOLERANCE
 from pocketqa.spans import longest_safe_answer
 from pocketqa.types import JSON, SpanOptions
 
-HOWTO, SWIFT = "HOWTO.md", "QuestionAnswering.swift"
+HOWTO, SWIFT, TIMING = "HOWTO.md", "QuestionAnswering.swift", "Timing.swift"
 FORMS = {"mlprogram": "a Core ML program", "neuralnetwork": "a Core ML neural network", "executorch": "an ExecuTorch program for XNNPACK"}
 SCHEMES = {
     "fp16": "weights in float16",
@@ -28,8 +28,9 @@ COARSE_TOLERANCE = 0.5  # where verify sets no limit, since the scheme moves log
 
 
 def write_howto(folder: Path, name: str, model_hash: str, no_answer: bool, config: JSON, tools: dict[str, str]) -> None:
-    """Write HOWTO.md and QuestionAnswering.swift for a bundle of that configuration; no_answer: whether the checkpoint was trained for it."""
-    (folder / SWIFT).write_text(_template(SWIFT), encoding="utf-8")
+    """Write HOWTO.md and the Swift for a bundle of that configuration; no_answer: whether the checkpoint was trained for it."""
+    for source in (SWIFT, TIMING):
+        (folder / source).write_text(_template(source), encoding="utf-8")
     executorch = config["format"] == EXECUTORCH.format
     engine = _template("executorch.md" if executorch else "coreml.md")
     text = _template(HOWTO).replace("{{engine}}", engine)
@@ -42,9 +43,11 @@ def _values(name: str, model_hash: str, no_answer: bool, config: JSON, tools: di
     target, executorch, window = find_target(config["target"]), config["format"] == EXECUTORCH.format, config["window"]
     stem = Path(config["package"]).stem
     layout = ", arranged for the Neural Engine" if config["layout"] == "ane" else ""
-    load = f"try QuestionReader.load(from: folder{', computeUnits: .cpuOnly' if config['format'] == NETWORK.format else ''})"
+    units = ", computeUnits: .cpuOnly" if config["format"] == NETWORK.format else ""
+    load, timed = f"try QuestionReader.load(from: folder{units})", f"TimedBundle(folder: folder{units})"
     if executorch:
         load = f'try QuestionReader(folder: folder, model: ExecuTorchSpanModel(path: folder.appendingPathComponent("{config["package"]}").path))'
+        timed = f'TimedBundle(folder: folder, engine: "executorch", computeUnit: "cpu") {{ {load} }}'
     casing = "lower-cased" if config["tokenizer"]["lowercase"] else "cased"
     accents = "without accents" if config["tokenizer"]["strip_accents"] else "with accents"
     return {
@@ -55,6 +58,7 @@ def _values(name: str, model_hash: str, no_answer: bool, config: JSON, tools: di
         "minimum_os": target.minimum_os,
         "hurry": _hurry(stem, config["package"], executorch),
         "load": load,
+        "timed": timed,
         "no_answer": NO_ANSWER if no_answer else "",
         "tolerance": f"{max(UNIT_TOLERANCE, TOLERANCE.get(config['scheme'], COARSE_TOLERANCE)):g}",
         "about_tolerance": LIMITED if config["scheme"] in TOLERANCE else COARSE,
@@ -84,7 +88,7 @@ def _hurry(stem: str, package: str, executorch: bool) -> str:
     files_of_folder = f"`vocab.txt`, `manifest.json` and `{package}`" if executorch else "`vocab.txt` and `manifest.json`"
     model = "" if executorch else f"2. Drag `{package}` into the project as well, so that Xcode compiles it. Nothing needs the class that it makes.\n"
     return (
-        f"\n1. Put {files_of_folder} into a folder named `{stem}`, `golden.json` too if you run the test below,\n"
+        f"\n1. Put {files_of_folder} into a folder named `{stem}`\n"
         "   and drag it into the Xcode project as a folder reference (blue). In Xcode 16 and later, select it there and uncheck\n"
         f"   *Build Folder Contents* in the File inspector, or its files come into the app without their folder.\n{model}"
         f"{2 if executorch else 3}. Add `{SWIFT}` to the app's sources.\n"
@@ -92,7 +96,8 @@ def _hurry(stem: str, package: str, executorch: bool) -> str:
         f'   `Bundle.main.url(forResource: "{stem}", withExtension: nil) ?? Bundle.main.resourceURL!`\n\n'
         f"In a target whose *Default Actor Isolation* is `MainActor`, as in new projects since Xcode 26, put `{SWIFT}` into a local package or a\n"
         "framework of its own (and import it), or set that to `nonisolated`: it would answer on the main thread, where it compiles at all.\n"
-        f"The `Package.swift` of a local package needs `platforms: [.iOS(.v{17 if executorch else 15})]`, without which its code does not compile."
+        f"The `Package.swift` of a local package needs `platforms: [{'.iOS(.v17), .macOS(.v14)' if executorch else '.iOS(.v15), .macOS(.v12)'}]`, "
+        "without which its code does not compile."
     )
 
 

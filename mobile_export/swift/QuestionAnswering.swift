@@ -311,16 +311,16 @@ public final class QuestionReader {
 
     public let settings: ReaderSettings
     public let tokenizer: WordPieceTokenizer
-    public let model: SpanModel
+    public let model: any SpanModel
 
-    public init(settings: ReaderSettings, tokenizer: WordPieceTokenizer, model: SpanModel) {
+    public init(settings: ReaderSettings, tokenizer: WordPieceTokenizer, model: any SpanModel) {
         self.settings = settings
         self.tokenizer = tokenizer
         self.model = model
     }
 
     /// `folder` holds manifest.json and vocab.txt.
-    public convenience init(folder: URL, model: SpanModel) throws {
+    public convenience init(folder: URL, model: any SpanModel) throws {
         let settings = try ReaderSettings(manifest: Data(contentsOf: folder.appendingPathComponent("manifest.json")))
         let vocabulary = try Data(contentsOf: folder.appendingPathComponent("vocab.txt"))
         let tokenizer = try WordPieceTokenizer(vocabulary: vocabulary, settings: settings.config.tokenizer)
@@ -336,11 +336,14 @@ public final class QuestionReader {
         return best
     }
 
-    /// The best answers that do not overlap, best first.
+    /// The best answers that do not overlap, best first.  Between two windows a task that was cancelled ends with CancellationError.
     public func answers(_ question: String, in passage: String, count: Int, allowNoAnswer: Bool = false) throws -> [Answer] {
         if allowNoAnswer && !settings.noAnswer.trained { throw QuestionError.noAnswerUntrained }
         let (windows, tokens) = try encode(question, passage)
-        let logits = try windows.map { try self.logits($0) }
+        let logits = try windows.map { window in
+            try Task.checkCancellation()
+            return try self.logits(window)
+        }
         return decode(windows, tokens, logits, passage, count: count, allowNoAnswer: allowNoAnswer)
     }
 
@@ -495,7 +498,7 @@ public final class CoreMLSpanModel: SpanModel {
         return (try values(of: "start_logits", in: output), try values(of: "end_logits", in: output))
     }
 
-    private func values(of name: String, in output: MLFeatureProvider) throws -> [Float] {
+    private func values(of name: String, in output: any MLFeatureProvider) throws -> [Float] {
         guard let array = output.featureValue(for: name)?.multiArrayValue else {
             throw QuestionError.badOutput("no \(name)")
         }

@@ -24,6 +24,8 @@ READERS = {
     **dict.fromkeys(("workload", "lengths", "compute_unit"), _RACES),
     "data": ("races without --preset and to --preset paper", (None, "paper")),
 }
+HUB = {"teacher": "csarron/bert-base-uncased-squad-v1", "student": "distilbert/distilbert-base-uncased-distilled-squad"}
+DEFAULT = "{} where it is in the Hub's cache of this machine, else from configuration"
 EPILOG = """\
 modes (queries and seconds of each contestant; MLPerf Mobile's single-stream rules, 90th percentile of latency; 600 s at most):
 {modes}
@@ -38,9 +40,12 @@ while the others sleep.  Times are taken inside the process.  "Cold" is a fresh 
 "warm" the next fresh process.  --engines is for model folders; a bundle runs in the engine of its format, and a .mlpackage or .mlmodel on a
 Mac only: elsewhere its sizes are reported.
 
-a phone's run file: kind "latency", as this command writes it, with
+a phone's run file: made by `Timing.swift` of a bundle, as its HOWTO.md shows; or by a program of your own, of kind "latency", as this command writes
+it, with schema 1, name, subjects, data, command, created (2026-01-31T12:00:00Z), environment, not_checked, and
+  results.workload    what was asked, in words
   results.device      {{"name", "os", "compute_unit": cpu|gpu|ne|all, "thermal_state": nominal|fair|serious|critical, "kind": "phone"}}
-  results.mode, .rules {{"queries", "seconds", "valid"}}, .timings {{label: summary in ms}}, .stages {{label: {{"forward": summary, ...}}}}
+  results.mode, .rules {{"queries", "seconds", "valid"}}
+  results.timings {{label: summary in ms: {{"count", "mean", "p50", "p90", "p99", "unit"}}}}, .stages {{label: {{"forward": summary, ...}}}}
   results.queries, .seconds {{label: number}}, of all that was timed: count, and mean x count, of .timings
   results.load_seconds, .first_run_seconds {{label: {{"cold", "warm"}}}}, .bytes {{label: {{"package", ...}}}}
 --check FILE reads one and lists what is missing or wrong; status 1 where its queries and seconds are not what its mode asks for.
@@ -162,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--check", metavar="FILE", help="read a run file of a phone or server and say what is missing or wrong in it")
     add("--json", action="store_true", help="print one JSON document instead of tables (progress goes to standard error)")
     paper = parser.add_argument_group("preset paper")
-    paper.add_argument("--teacher", metavar="DIR", help="BERT-base fine-tuned on SQuAD: a model folder (default: from configuration)")
-    paper.add_argument("--student", metavar="DIR", help="DistilBERT fine-tuned on SQuAD: a model folder (default: from configuration)")
+    paper.add_argument("--teacher", metavar="DIR", help=f"BERT-base fine-tuned on SQuAD: a model folder (default: {DEFAULT.format(HUB['teacher'])})")
+    paper.add_argument("--student", metavar="DIR", help=f"DistilBERT fine-tuned on SQuAD: a model folder (default: {DEFAULT.format(HUB['student'])})")
     paper.add_argument("--packages", nargs="+", default=[], metavar="BUNDLE", help="bundles of that student, for the sizes of real packages")
     paper.add_argument("--phone", metavar="FILE", help="a phone's run file, to stand beside the paper's")
     return parser

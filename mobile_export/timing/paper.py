@@ -25,7 +25,7 @@ from mobile_export.benchmark import progress, run_of
 from mobile_export.bundle import open_bundle
 from mobile_export.bundle import sizes as bundle_sizes
 from mobile_export.checkpoint.geometry import BERT_BASE, DISTILBERT, Geometry, make_folder
-from mobile_export.timing.benchmark_options import check_run_file, rules_of, thread_counts
+from mobile_export.timing.benchmark_options import HUB, check_run_file, rules_of, thread_counts
 from mobile_export.timing.contestants import (
     CONFIGURATION,
     WEIGHTS,
@@ -51,7 +51,6 @@ from pocketqa.reporting.tables import table
 from pocketqa.runtimes import ENGINES
 from pocketqa.types import JSON
 
-HUB = {"teacher": "csarron/bert-base-uncased-squad-v1", "student": "distilbert/distilbert-base-uncased-distilled-squad"}
 EXPERIMENT = "The DistilBERT paper's phone experiment"
 TITLE = f"{EXPERIMENT}: a server CPU in the phone's manner"
 

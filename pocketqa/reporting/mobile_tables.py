@@ -190,7 +190,12 @@ def audit_lines(runs: Runs, link: Link) -> list[str]:
         for claim in r["audit"]:
             flag = "yes" if claim["like_for_like"] else f"NO: {claim['why_not']}"
             rows.append((*(str(claim[key]) for key in ("claim", "source", "published", "ours", "conditions")), flag))
-        parts += [[f"{r.get('title', run.name)}. {link(name, run)}"], table(AUDIT_HEAD, rows), [f"- {caveat}" for caveat in r.get("caveats", [])]]
+        parts += [
+            [f"{r.get('title', run.name)}; {rules_text(r)}. {link(name, run)}"],
+            busy_sentences(run),
+            table(AUDIT_HEAD, rows),
+            [f"- {caveat}" for caveat in r.get("caveats", [])],
+        ]
     return joined(parts)
 
 

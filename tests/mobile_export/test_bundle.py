@@ -55,7 +55,7 @@ def edit_manifest(folder: Path, **config: Any) -> None:
 
 def test_a_bundle_says_what_it_is(bundle: Bundle) -> None:
     package = {f"TinyDistilbert.mlpackage/{name}" for name in ("Manifest.json", SPECIFICATION, "Data/com.apple.CoreML/weights/weight.bin")}
-    beside = {"vocab.txt", "tokenizer.json", "golden.json", "trace.json", "HOWTO.md", "QuestionAnswering.swift", "manifest.json"}
+    beside = {"vocab.txt", "tokenizer.json", "golden.json", "trace.json", "HOWTO.md", "QuestionAnswering.swift", "Timing.swift", "manifest.json"}
     assert names(bundle.path) == package | beside
     assert (bundle.name, bundle.target.name, bundle.scheme, bundle.layout, bundle.format) == (
         "tiny-distilbert",
@@ -195,10 +195,8 @@ def test_no_model_takes_the_name_of_a_type_of_the_app() -> None:
         "StringQA.pte",
         "QuestionsQA.pte",
     ]
-    swift, text = (howto._template(name) for name in ("QuestionAnswering.swift", "HOWTO.md"))
-    own = re.findall(
-        r"^(?:public )?(?:final )?(?:actor|class|enum|protocol|struct) (\w+)", swift + text + howto._template("executorch.md"), re.MULTILINE
-    )
+    ours = "".join(howto._template(name) for name in ("QuestionAnswering.swift", "Timing.swift", "HOWTO.md", "executorch.md"))
+    own = re.findall(r"^(?:(?:public|private) )?(?:final )?(?:actor|class|enum|protocol|struct) (\w+)", ours, re.MULTILINE)
     assert len(own) > 10 and all(package_name(name, "") == f"{name}QA" for name in own)
 
 
@@ -296,7 +294,8 @@ def test_the_how_to_is_complete_for_every_form(tmp_path: Path, target: str, form
     assert not re.search(r"\{\{|\}\}", text)
     assert all(word in text for word in ("Tiny.x", "ab12", "128 or 384", "384 tokens", "golden.json", "allowNoAnswer", "QuestionAnswering.swift"))
     assert ("ExecuTorchSpanModel" in text, "computeUnits" in text) == (form == "executorch", form != "executorch")
-    assert f"platforms: [.iOS(.v{17 if form == 'executorch' else 15})]" in text  # CryptoKit's, and those of ExecuTorch's own package
+    platforms = ".iOS(.v17), .macOS(.v14)" if form == "executorch" else ".iOS(.v15), .macOS(.v12)"
+    assert f"platforms: [{platforms}]" in text  # those of actors, CryptoKit and ML programs, and of ExecuTorch's own package
     assert ('384: "forward_384"' in text and "swiftpm-1.2.3" in text) == (form == "executorch")
     assert ("2048" in text) == (form == "neuralnetwork")
     swift = (tmp_path / "QuestionAnswering.swift").read_text(encoding="utf-8")

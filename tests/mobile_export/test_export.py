@@ -178,7 +178,16 @@ def test_an_executorch_bundle_without_coremltools(
     assert report["checks"]["max_difference_from_pytorch"] < 1e-4
     assert "forward_64" in (out / "HOWTO.md").read_text(encoding="utf-8")
     assert set(bundle.manifest.tools) == {"executorch", "numpy", "pocketqa", "python", "torch", "transformers"}
-    assert set(tree(out)) == {"Distilbert.pte", "vocab.txt", "tokenizer.json", "golden.json", "HOWTO.md", "QuestionAnswering.swift", "manifest.json"}
+    assert set(tree(out)) == {
+        "Distilbert.pte",
+        "vocab.txt",
+        "tokenizer.json",
+        "golden.json",
+        "HOWTO.md",
+        "QuestionAnswering.swift",
+        "Timing.swift",
+        "manifest.json",
+    }
 
 
 def test_metadata_is_enough_for_an_app(folders: dict[str, Path], tmp_path: Path) -> None:

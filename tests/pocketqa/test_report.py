@@ -532,11 +532,14 @@ def test_the_newest_race_comes_first_and_bytes_once_though_threads_differ(projec
 
 def test_the_paper_audited(project):
     folder = project(
-        mobile_runs.race("paper", audit=[mobile_runs.AUDIT], title="The experiment: a server CPU in the phone's manner", caveats=["so to say"])
+        mobile_runs.race(
+            "paper", audit=[mobile_runs.AUDIT], title="The experiment: a server CPU in the phone's manner", caveats=["so to say"], busy=True
+        )
     )
     report.main([])
     page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## The paper's phone experiment")[1]
-    assert "The experiment: a server CPU in the phone's manner. [run file]" in page
+    assert "The experiment: a server CPU in the phone's manner; full, not valid, BUSY MACHINE. [run file]" in page
+    assert "Busy machine, so its times are not to be trusted: other processes used 40% of the machine" in page
     assert "| recomputed | NO: there is no attention in it |" in row(page, "207 MB") and "- so to say" in page
 
 

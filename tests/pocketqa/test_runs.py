@@ -336,6 +336,12 @@ def test_other_files_are_refused_by_name(tmp_path, text):
         runs.read(tmp_path / "absent.json")
 
 
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    (tmp_path / "phone.json").write_text('{"schema": 1, "kind": "latency", "name": "x", "results": {}}')
+    with pytest.raises(DataError, match="found none of subjects, data, command, created, environment, not_checked"):
+        runs.read(tmp_path / "phone.json")
+
+
 def test_new_run_describes_the_machine_without_naming_it(tmp_path):
     run = runs.new_run("load", "a load", (), (), ["pocketqa", "x"], runs.timing_results("w", {"teacher": runs.summarise_times([0.1])}))
     assert run.environment["cores"] >= 1 and run.environment["packages"]["numpy"] == np.__version__

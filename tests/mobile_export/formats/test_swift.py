@@ -123,7 +123,7 @@ def test_the_contract_says_when_there_is_no_answer_and_which_unicode(tmp_path: P
 
 def test_the_folder_is_found_whether_xcode_keeps_it_or_not(tmp_path: Path) -> None:
     text = written(tmp_path, "fp16")
-    assert text.count('Bundle.main.url(forResource: "Tiny", withExtension: nil) ?? Bundle.main.resourceURL') == 2
+    assert text.count('Bundle.main.url(forResource: "Tiny", withExtension: nil) ?? Bundle.main.resourceURL') == 3
     assert "*Build Folder Contents*" in text and "*Default Actor Isolation*" in text
 
 

@@ -21,8 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mobile_export import benchmark
+from mobile_export.timing.latency import read_latency
+from pocketqa import report
 from pocketqa.errors import PocketQAError
 from pocketqa.features import Tokenizer
+from pocketqa.folders import sha256_file
 from pocketqa.reader import Reader
 from pocketqa.spans import longest_safe_answer
 from pocketqa.types import Batch, NoAnswer, Request, RuntimeInfo, SpanLogits, SpanOptions, WindowOptions
@@ -32,6 +36,7 @@ from tests.mobile_export.formats.test_swift import SWIFT, written
 from tests.packaged import model_folder
 
 STUDENT = Path(__file__).resolve().parents[3] / "models" / "student"
+TIMING = SWIFT.with_name("Timing.swift")
 OURS = Path(__file__).with_name("swift")
 WINDOW = {"max_tokens": 64, "doc_stride": 21, "max_question_tokens": 16}
 LONGEST = longest_safe_answer(WINDOW["doc_stride"])
@@ -39,7 +44,7 @@ WORDS = (STUDENT / "vocab.txt").read_text(encoding="utf-8").splitlines()[1996:12
 ODD = [
     "É", "e\u0301", "\u1e9b\u0323", "İ", "ß", "ﬁ", "Ǆ", "ό", "Ω", "中", "文字", "\U00020000",
     "\u3400", "ひらがな", "カ゛", "한국어", "\u1112\u1161\u11ab", "ไทยกำ", "لعربية", "עִבְרִית",
-    "हिन्दी", "\U0001f469\u200d\U0001f680", "\U0001f44d\U0001f3fd", "\U0001f1e9\U0001f1ea",
+    "हिन्दी", "അവന്\u200d", "\U0001f469\u200d\U0001f680", "\U0001f44d\U0001f3fd", "\U0001f1e9\U0001f1ea",
     "☃\ufe0f", "[SEP]", "[UNK]", "##ing", "$5.00", "a-b_c", "«x»", "…", "—", "'s",
     "\u00ad", "\u200b", "\ufeff", "\ufffd", "\x00", "\x07", "\u2028", "\u3000", "\u00a0",
     "\t", "\r\n", "x" * 101, "é" * 100, "1/2", "½", "Å", "\u212b", "ſ",
@@ -77,7 +82,7 @@ def compiler() -> None:
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that puts questions to the Swift of a bundle."""
     out = tmp_path_factory.mktemp("swift") / "probe"
-    swiftc("-O", "-parse-as-library", "-o", out, OURS / "probe.swift", SWIFT)
+    swiftc("-O", "-parse-as-library", "-o", out, OURS / "probe.swift", SWIFT, TIMING)
     return out
 
 
@@ -126,13 +131,15 @@ def text_of(draw: random.Random, parts: int) -> str:
 def test_the_swift_of_a_bundle_and_of_its_how_to_compiles(tmp_path: Path, scheme: str) -> None:
     """Without a warning as Swift 5 and Swift 6; where there is no Core ML, beside as much of it as is named."""
     blocks = re.findall(r"```swift\n(.*?)```", written(tmp_path, scheme), re.DOTALL)
-    example = "\n".join(["import Foundation", *(block for block in blocks if "XCTest" not in block), CALLER])
+    assert sum("XCTestCase" in block for block in blocks) == 2
+    example = "\n".join(["import Foundation", *blocks, CALLER]).replace("@testable import YourApp", "// of the app")
     (tmp_path / "Example.swift").write_text(example, encoding="utf-8")
-    modules = ["ExecuTorch"] if sys.platform == "darwin" else ["CoreML", "CryptoKit", "ExecuTorch"]
+    modules = ["ExecuTorch", "XCTest"] if sys.platform == "darwin" else ["CoreML", "CryptoKit", "ExecuTorch", "XCTest"]
     for module in modules:
         swiftc("-emit-module", "-module-name", module, "-emit-module-path", tmp_path / f"{module}.swiftmodule", OURS / f"{module}.swift")
     for version in ("5", "6"):
-        swiftc("-typecheck", "-swift-version", version, "-I", tmp_path, SWIFT, tmp_path / "Example.swift")
+        strict = ("-enable-upcoming-feature", "ExistentialAny")
+        swiftc("-typecheck", "-swift-version", version, *strict, "-I", tmp_path, SWIFT, TIMING, tmp_path / "Example.swift")
 
 
 @pytest.mark.parametrize("cased", [False, True])
@@ -190,3 +197,41 @@ def test_golden_vectors_agree_with_themselves(probe: Path, tmp_path: Path) -> No
     (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
     (difference,) = ask(probe, folder, [], [])["differences"]
     assert difference.startswith("The tokens of ")
+
+
+def test_what_is_timed_on_a_phone_is_a_run_file_of_this_library(probe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two bundles in turns, of which the first takes longer: the probe's models sleep for 3 ms and for 1 ms a window."""
+    first, second = (shutil.copytree(bundle_of("bert"), tmp_path / name) for name in ("slow", "quick"))
+    for folder in (first, second):
+        manifest = json.loads((folder / "manifest.json").read_bytes()) | {"name": folder.name}
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    done = there(str(probe), str(first), str(second))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "phone.json").write_text(done.stdout, encoding="utf-8")
+    run = read_latency(tmp_path / "runs" / "phone.json")
+    assert benchmark.main(["--check", str(tmp_path / "runs" / "phone.json")]) == 0
+    assert "rapid, at least 64 queries and 6 s: valid" in capsys.readouterr().out
+
+    r, slow, quick = run.results, "slow, made fp16", "quick, made fp16"
+    golden = json.loads((first / "golden.json").read_bytes())["questions"]
+    assert set(r["timings"]) == {slow, quick}
+    assert (run.data[0].name, run.data[0].count, run.data[0].sha256) == ("golden.json", len(golden), sha256_file(first / "golden.json"))
+    assert [subject.sha256 for subject in run.subjects] == [manifest["parent"]] * 2
+    assert r["bytes"][slow]["package"] == sum(path.stat().st_size for path in (first / manifest["config"]["package"]).rglob("*") if path.is_file())
+    assert r["queries"][slow] == r["queries"][quick] == r["timings"][slow]["count"] >= 64 and r["seconds"][quick] >= 6
+    lengths = [[len(window["ids"]) for window in question["windows"]] for question in golden]
+    assert min(map(sum, lengths)) <= r["tokens"][slow]["mean"] <= max(map(sum, lengths))
+    for label, nap in ((slow, 3), (quick, 1)):
+        stages = r["stages"][label]
+        assert stages["forward"]["p50"] >= nap and r["load_seconds"][label]["warm"] > 0 and r["first_run_seconds"][label]["cold"] >= nap / 1e3
+        assert sum(stages[stage]["mean"] for stage in ("tokenise", "forward", "decode")) == pytest.approx(r["timings"][label]["mean"], rel=1e-2)
+        assert r["quantiles"][label][50] == r["timings"][label]["p50"] and r["quantiles"][label] == sorted(r["quantiles"][label])
+    name = f"{slow} / {quick}"
+    for kind, share, of in (("ratios", 50, None), ("p90_ratios", 90, None), ("forward_ratios", 50, "forward")):
+        found = r[kind][name]
+        measured = [(r["stages"][label][of] if of else r["timings"][label])[f"p{share}"] for label in (slow, quick)]
+        assert found["low"] <= found["value"] <= found["high"] and found["value"] == pytest.approx(measured[0] / measured[1], rel=1e-3)
+    assert r["forward_ratios"][name]["low"] > 1
+    assert report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "RESULTS.md"), "--no-readme"]) == 0
+    assert f"| {slow}" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from mobile_export.benchmark import main
 from mobile_export.checkpoint import geometry
 from mobile_export.checkpoint.geometry import BERT_BASE, DISTILBERT, Geometry, make_folder, parameters_of
 from mobile_export.timing import paper, paper_audit
-from mobile_export.timing.benchmark_options import parse
+from mobile_export.timing.benchmark_options import HUB, parse
 from mobile_export.timing.contestants import folder_contestant
 from mobile_export.timing.paper_audit import audit, complete_parameters, published_parameters, time_cut
 from mobile_export.timing.single_stream import Rules, race
@@ -154,8 +154,21 @@ def test_the_whole_preset_on_folders_that_are_given(tmp_path: Path, capsys: pyte
     path = runs.write(phone, tmp_path / "phone.json")
     assert "on iPhone 7 and on a server CPU" in paper.title_of(phone)
     rows = audit([run.results], {}, runs.read(path))
-    assert rows[-2].claim == "the same on a phone"
-    assert "thermal state fair" in rows[-2].conditions
+    row = rows[-2]
+    assert (row.claim, row.like_for_like, row.why_not) == ("the same on a phone", False, "the file does not say that all computed as many positions")
+    assert "iPhone 7, another phone" in row.conditions and "thermal state fair" in row.conditions
+    found = phone.results["stages"]["DistilBERT, onnxruntime fp32"]["forward"]
+    assert f"DistilBERT, onnxruntime fp32: p50 {found['p50']:.1f}, p90 {found['p90']:.1f} ms" in row.ours  # without tokenisation, as the paper
+    name = "BERT-base, onnxruntime fp32 / DistilBERT, onnxruntime fp32"
+    times = phone.results["forward_ratios"][name]["value"]
+    assert f"{name}: {times:.2f} [" in row.ours and f"times, {1 - 1 / times:.1%} less time" in row.ours
+    tokens = {key: {"mean": 100.0, "positions": 384.0} for key in phone.results["tokens"]}
+    device = phone.results["device"] | {"name": "iPhone9,4"}
+    row = audit([run.results], {}, replace(phone, results=phone.results | {"tokens": tokens, "device": device}))[-2]
+    assert row.like_for_like and "iPhone9,4, the paper's phone; " in row.conditions
+    alone = {key: {"student": phone.results[key]["DistilBERT, onnxruntime fp32"]} for key in ("timings", "stages", "queries", "seconds", "tokens")}
+    row = audit([run.results], {}, replace(phone, results=phone.results | alone | {"forward_ratios": {}}))[-2]
+    assert (row.like_for_like, row.why_not) == (False, "a model alone")
 
 
 def test_programs_made_on_the_way_lie_in_the_temporary_folder(tmp_path: Path) -> None:
@@ -172,7 +185,7 @@ def test_weights_in_the_hubs_cache_are_found_without_the_network(tmp_path: Path,
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    name = paper.HUB["student"]
+    name = HUB["student"]
     assert paper.cached(name) is None
     repository = tmp_path / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / "0123"

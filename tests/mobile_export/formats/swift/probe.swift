@@ -1,4 +1,6 @@
-// Answers from an app's side, for test_swift_compiled.py:  probe FOLDER INPUT.json  prints tokens, windows and answers, and what differs from golden.json.
+// Answers from an app's side, for test_swift_compiled.py:
+//     probe FOLDER INPUT.json    prints tokens, windows and answers, and what differs from golden.json
+//     probe FOLDER FOLDER        times two bundles
 import Foundation
 
 struct Input: Decodable {
@@ -54,10 +56,30 @@ struct Golden: SpanModel {
     }
 }
 
+/// The same logits after a while.
+struct Slow: SpanModel {
+    let seconds: Double
+
+    func logits(ids: [Int32]) throws -> (start: [Float], end: [Float]) {
+        Thread.sleep(forTimeInterval: seconds)
+        return try Made().logits(ids: ids)
+    }
+}
+
 @main
 struct Probe {
     static func main() throws {
         let folder = URL(fileURLWithPath: CommandLine.arguments[1])
+        if !CommandLine.arguments[2].hasSuffix(".json") {
+            let bundles = zip(CommandLine.arguments.dropFirst(), [0.003, 0.001]).map { path, seconds -> TimedBundle in
+                let folder = URL(fileURLWithPath: path)
+                return TimedBundle(folder: folder, engine: "made", computeUnit: "cpu") {
+                    try QuestionReader(folder: folder, model: Slow(seconds: seconds))
+                }
+            }
+            let made = try timeQuestions(golden: folder.appendingPathComponent("golden.json"), of: bundles, mode: .rapid)
+            return print(String(decoding: made, as: UTF8.self))
+        }
         let input = try JSONDecoder().decode(Input.self, from: Data(contentsOf: URL(fileURLWithPath: CommandLine.arguments[2])))
         let reader = try QuestionReader(folder: folder, model: Made())
         var output = Output()
