@@ -44,13 +44,15 @@ def create_app(
         else:
             opening = asyncio.create_task(service.open())
         yield
-        if opening is not None:
-            opening.cancel()
-            with suppress(asyncio.CancelledError):
-                await opening
-        await service.close()
-        if app.access_log is not None:
-            app.access_log.close()
+        try:
+            if opening is not None:
+                opening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await opening
+        finally:
+            await service.close()
+            if app.access_log is not None:
+                app.access_log.close()
 
     # FastAPI's own pages of documentation load their scripts from another host; /docs is ours.
     app = GatedApp(

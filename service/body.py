@@ -20,6 +20,7 @@ from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, Unsuppor
 MAX_DEPTH = 32
 # Brackets, numbers, commas: what is left of a document without its strings.  A request has a few bytes of it for each text and option.
 MAX_STRUCTURE = 64 << 10
+MAX_KEYS = 64  # of an object; each that is unknown becomes an error of its own
 _BRACKETS = re.compile(r"[\[\]{}]")
 # Above so many bytes, or characters, looking through them takes longer than handing the work to a thread.
 LARGE = 64 << 10
@@ -134,6 +135,8 @@ def check_structure(text: str) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise MalformedBody(f"The body holds an object of {len(pairs):,} keys; no request needs more than {MAX_KEYS}.")
     made = dict(pairs)
     if len(made) != len(pairs):
         raise MalformedBody("The body holds a key twice; which value is meant?")

@@ -72,7 +72,7 @@ class AnswersRequest(Strict):
         }
     )
 
-    requests: Annotated[list[AnswerRequest], Field(min_length=1, max_length=MOST_REQUESTS)] = Field(
+    requests: Annotated[list[AnswerRequest], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)] = Field(
         description="What POST /v1/answer takes, several times."
     )
 

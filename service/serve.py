@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pocketqa.errors import OptionsError
 from service.settings import Settings
@@ -48,22 +49,28 @@ def main(argv: Sequence[str]) -> int:
         models = " and ".join(
             f"{served.title} ({served.reader.info.engine} {served.reader.info.precision})" for served in (pair.teacher, pair.student)
         )
-        print(f"Ready on {url(listener)} with {models}. Ctrl+C stops.", flush=True)
+        tell(f"Ready on {url(listener)} with {models}. Ctrl+C stops.")
 
     app = create_app(settings, opened=opened)
     server = DrainingServer(config(app, settings), app.state.service.drain, settings.drain_seconds)
-    print(f"Opening the models; {url(listener)} answers once they are warm.", flush=True)
+    tell(f"Opening the models; {url(listener)} answers once they are warm.")
     server.run(sockets=[listener])
     if failure := app.state.service.failure:
         raise failure
     return 0
 
 
+def tell(line: str) -> None:
+    """One line to standard output, which may have gone away meanwhile (`pocketqa serve | head -1`): the service goes on."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket.  Raises OptionsError naming the address and what to change."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         raise OptionsError(
             f"Expected an address to listen on, found that {host} port {port} cannot be used: {getattr(error, 'strerror', None) or error}. "

@@ -6,6 +6,7 @@ Every problem is gathered and reported at once, each with its key, the value fou
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from pocketqa.runtimes import ENGINES
 from service.edge.keys import new_key
 
 PREFIX = "POCKETQA_"
+_SLIP = 0.8  # difflib's ratio of two names: API_KEY_FILE and API_KEYS_FILE have 0.96
 CHECKOUT = Path(__file__).resolve().parent.parent
 MOST_REQUESTS = 1_000  # of one body, whatever the settings
 # An installed package carries no weights; there the default is a folder of that name where the command is run.
@@ -168,6 +170,12 @@ class Settings:
                 except ValueError:
                     problems.append(f"{source}: expected {item.metadata['expected']}, found {text!r}")
                 break
+        known = [item.name.upper() for item in fields(cls)]
+        for variable in sorted(environ):
+            # Others may have our prefix (Kubernetes' links to services, for one); a name that is nearly one of ours is a slip.
+            name = variable.removeprefix(PREFIX)
+            if name != variable and name not in known and (near := difflib.get_close_matches(name, known, 1, _SLIP)):
+                problems.append(f"{variable}: no such setting; did you mean {PREFIX}{near[0]}?")
         if problems:
             raise OptionsError("; ".join(problems))
         return cls(**values)

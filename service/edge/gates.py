@@ -26,7 +26,10 @@ OPEN_PATHS = frozenset({*PROBES, "/openapi.json", *PAGE})
 # A name may end with the dot of the root.
 _HOST = re.compile(rb"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{0,252}[A-Za-z0-9_-])\.?)(?::[0-9]{1,5})?")
 _STAGES = ("tokenise", "queue", "forward", "decode", "total")
-_READABLE_HEADERS = ("retry-after", "traceparent", "x-request-id", "x-compute-time", *(f"x-{stage}-ms" for stage in _STAGES))
+_READABLE_HEADERS = (
+    "retry-after", "traceparent", "x-request-id", "x-compute-time",
+    *(f"x-{whose}{stage}-ms" for whose in ("", "teacher-", "student-") for stage in _STAGES),
+)  # fmt: skip
 _TAKEN_HEADERS = ("authorization", "content-type", "traceparent", "user-agent")  # the last: Hugging Face's JavaScript client sets it
 
 

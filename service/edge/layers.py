@@ -50,12 +50,12 @@ class GatedApp(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """From the inside out: keys, other sites' pages (whose preflights carry no key), hosts, and what is done for every request."""
-        app: ASGIApp = _WithoutSlash(super().build_middleware_stack())  # behind the gates, which see the path as it came
+        app: ASGIApp = super().build_middleware_stack()
         if self._keys is not None:
             app = KeyGate(app, self._keys)
         if self._settings.cors_origins:
             app = OriginGate(app, self._settings.cors_origins)
-        app = HostGate(app, self._settings.trusted_hosts)
+        app = _WithoutSlash(HostGate(app, self._settings.trusted_hosts))  # so that the gates judge by the path that is answered
         return Exchange(app, self._service.metrics, self.access_log)
 
     def _describe(self) -> Response:

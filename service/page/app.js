@@ -280,7 +280,10 @@ $("edit").addEventListener("click", () => {
   forget();
   $("context").focus();
 });
+const givenUp = () => setAsking(null); // what is typed is another question: the answer to the old one would stand under it
+$("question").addEventListener("input", givenUp);
 $("context").addEventListener("input", () => {
+  givenUp();
   $("sample").value = "";
   suggest([]);
 });

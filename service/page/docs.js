@@ -37,7 +37,8 @@ function operation(method, path, spec, schemas) {
     const example = schema.examples[0];
     const ordered = Object.fromEntries(Object.keys(schema.properties).filter((name) => name in example).map((name) => [name, example[name]]));
     const filled = path.replace(/\{(\w+)\}/g, (_, name) => spec.parameters.find((each) => each.name === name).schema.enum?.at(-1) ?? name.toUpperCase());
-    const command = `curl ${location.origin}${filled} -H 'content-type: application/json' \\\n  -d '${JSON.stringify(ordered)}'`;
+    const key = spec.security ? `-H "authorization: Bearer $POCKETQA_KEY" ` : "";
+    const command = `curl ${location.origin}${filled} ${key}-H 'content-type: application/json' \\\n  -d '${JSON.stringify(ordered)}'`;
     section.append(make("h3", "Request"), fields(schema), make("pre", command));
   }
   const list = make("dl");
@@ -62,6 +63,9 @@ async function draw() {
     parts.push(section);
   }
   document.getElementById("docs").replaceChildren(...parts);
+  document.getElementById("status").textContent = "";
 }
 
-draw();
+draw().catch(() => {
+  document.getElementById("status").textContent = "openapi.json could not be read. Is the service still running? Reload the page to try again.";
+});

@@ -74,7 +74,9 @@ class QuestionAnsweringRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": _PAIR, "parameters": {"top_k": 1}}]})
 
     inputs: (
-        QuestionAnsweringPair | QuestionAnsweringColumns | Annotated[list[QuestionAnsweringPair], Field(min_length=1, max_length=MOST_REQUESTS)]
+        QuestionAnsweringPair
+        | QuestionAnsweringColumns
+        | Annotated[list[QuestionAnsweringPair], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
     ) = Field(description="A pair; or a list of questions with one context or as many; or a list of pairs. A list is answered by a list.")
     parameters: QuestionAnsweringParameters | None = Field(default=None, description="Options, the same for every question.")
 

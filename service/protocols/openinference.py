@@ -179,11 +179,12 @@ def _check_extensions(body: InferRequest) -> None:
 def _pairs(inputs: Sequence[InferInput]) -> list[tuple[str, list[str], int]]:
     """Each question, its passages, and the place of the first of them in the tensor.  Raises InvalidRequest for tensors that do not match."""
     for tensor in inputs:
-        if tensor.shape != [len(tensor.data)]:
-            raise InvalidRequest(f"{tensor.name}: the shape is {tensor.shape} and the data have {len(tensor.data)} elements")
+        if tensor.shape not in ([len(tensor.data)], [len(tensor.data), 1]):
+            raise InvalidRequest(f"{tensor.name}: expected the shape [n] of n texts, found {tensor.shape} and {len(tensor.data)} texts")
     tensors = {tensor.name: tensor.data for tensor in inputs}
-    if len(tensors) != len(inputs):
-        raise InvalidRequest("inputs: expected the tensors question and context, found one of them twice")
+    if len(tensors) != 2 or len(inputs) != 2:
+        found = " and ".join(tensor.name for tensor in inputs) or "none"
+        raise InvalidRequest(f"inputs: expected the tensors question and context, found {found}")
     questions, contexts = tensors["question"], tensors["context"]
     if len(questions) == 1:
         return [(questions[0], contexts, 0)]

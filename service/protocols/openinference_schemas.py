@@ -30,7 +30,7 @@ _METADATA: JsonValue = {
     "outputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in OUTPUTS.items()],
 }  # fmt: skip
 
-Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1)]
+Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=8, fail_fast=True)]
 # Extensions of other servers put their settings here; none of them is one of this service.
 Parameters = Annotated[dict[str, JsonValue], Field(description="Extensions' settings. Data outside of the JSON document is not taken or given.")]
 
@@ -39,7 +39,7 @@ class InferInput(Strict):
     """A tensor of texts."""
 
     name: Literal["question", "context"]
-    shape: Shape = Field(description="[n], the number of texts.")
+    shape: Shape = Field(description="[n], the number of texts; [n, 1], as MLServer's client writes it, is the same.")
     datatype: Literal["BYTES"]
     data: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
     parameters: Parameters | None = None
@@ -64,6 +64,7 @@ class InferParameters(Strict):
     no_answer: bool | None = Field(default=None, description="As in POST /v1/answer.")
     max_tokens: Annotated[int, Field(ge=32, le=MAX_WINDOW_TOKENS)] = Field(default=WindowOptions().max_tokens, description="As in POST /v1/answer.")
     doc_stride: Annotated[int, Field(ge=0, lt=MAX_WINDOW_TOKENS)] | None = Field(default=None, description="As in POST /v1/answer.")
+    content_type: str | None = Field(default=None, description="MLServer's client says it; it is not looked at.")
     binary_data_output: bool = Field(default=False, description="false; true is refused, since outputs are always JSON.")
 
 
@@ -75,7 +76,7 @@ class InferRequest(Strict):
     id: str | None = Field(default=None, description="Comes back with the response.")
     model_name: str | None = Field(default=None, description="What KServe's client says once more; if it is there, the path's model.")
     parameters: InferParameters | None = None
-    inputs: Annotated[list[InferInput], Field(min_length=2, max_length=2)] = Field(
+    inputs: Annotated[list[InferInput], Field(max_length=8, fail_fast=True)] = Field(
         description="question [n] beside context [n]: each question on its passage. context [1]: all questions on one passage. "
         "question [1] beside context [m]: one search through all passages."
     )

@@ -258,6 +258,18 @@ def test_answers_belong_to_the_question_that_is_shown(page: Page) -> None:
     assert page.text("passage") == "the mill was built by bell and ada" and page.text("error") == "" and page.text("ask") == "Ask"
 
 
+@pytest.mark.parametrize("place", ["question", "context"])
+def test_typing_gives_up_the_question_that_runs(page: Page, place: str) -> None:
+    page.script(SLOW_FIRST)
+    page.paste("in rome ada and bell")
+    page.one("ask").click()
+    page.wait(lambda: page.text("ask") == "Asking…")
+    page.one(place).send_keys(" more")
+    page.wait(lambda: page.text("ask") == "Ask")
+    time.sleep(2)  # it would have been answered by now
+    assert not page.one("results").is_displayed() and page.one("context").is_displayed() and page.text("error") == ""
+
+
 def test_a_low_limit_of_answers_is_kept(browser: Any, pair: Pair) -> None:
     settings = Settings(max_top_k=1, access_log=False)
     with running(create_app(settings, pair), settings) as served:
@@ -360,3 +372,22 @@ def test_the_api_page_draws_every_endpoint(page: Page) -> None:
     assert "POST /v1/compare" in titles
     assert "GET /readyz" in titles
     assert "limit_exceeded" in page.text("docs")
+    assert page.text("status") == "" and page.script("return document.getElementById('docs').ariaLive") is None
+    assert "authorization" not in page.text("docs").lower().split("objects")[0]
+
+
+def test_the_api_pages_commands_carry_the_key_where_one_is_needed(browser: Any, pair: Pair, tmp_path: Path) -> None:
+    _, line = new_key("page")
+    (tmp_path / "keys").write_text(f"{line}\n")
+    settings = Settings(api_keys_file=tmp_path / "keys", access_log=False)
+    with running(create_app(settings, pair), settings) as served:
+        page = Page(browser, f"http://127.0.0.1:{served.port}", lambda page: page.one("key").is_displayed())
+        browser.get(page.address + "/docs")
+        page.wait(lambda: len(page.all("#docs section")) > 6)
+        commands = [command.text for command in page.all("#docs pre")]
+        assert commands and all('-H "authorization: Bearer $POCKETQA_KEY"' in command for command in commands)
+        browser.execute_cdp_cmd("Network.enable", {})
+        browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/openapi.json"]})
+        browser.refresh()
+        page.wait(lambda: page.text("status").startswith("openapi.json could not be read."))
+        browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})

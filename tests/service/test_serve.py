@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from pocketqa.runtimes.forms import form_folder
 from service.models import open_pair
 from service.serve import listen
 from service.settings import Settings
+from tests.service.waiting import until
 from tests.tiny import tiny_bert, tiny_distilbert
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +123,32 @@ def test_sigterm_ends_the_service(serving: tuple[subprocess.Popen[str], str]) ->
     command, _ = serving
     command.send_signal(signal.SIGTERM)
     assert command.wait(20) == 0
+
+
+def test_a_standard_output_that_has_gone_away_ends_nothing(settings: Settings) -> None:
+    """`pocketqa serve --shadow 1 | head -1`: the shadow starts, and the end is as clean as any."""
+    flags = ("--teacher", settings.teacher, "--student", settings.student, "--engine", "onnxruntime", "--threads", 1, "--port", 0, "--shadow", 1)
+    command = pocketqa("serve", *flags)
+    assert command.stdout is not None
+    address = next(word for word in command.stdout.readline().split() if word.startswith("http://"))
+    command.stdout.close()
+
+    def shadowed() -> bool:
+        try:
+            return "shadow" in {process["kind"] for process in get(f"{address}/info")["processes"]}
+        except urllib.error.HTTPError:  # not ready yet
+            return False
+
+    try:
+        asyncio.run(until(shadowed))
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(20) == 0
+    finally:
+        command.kill()
+        assert command.stderr is not None
+        with command.stderr:
+            assert "Traceback" not in command.stderr.read()
+        command.wait()
 
 
 def test_one_flipped_byte_refuses_to_start(settings: Settings, tmp_path: Path) -> None:

@@ -57,7 +57,15 @@ def test_a_flag_wins_over_its_variable_even_a_bad_one() -> None:
 
 
 def test_other_variables_are_left_alone() -> None:
-    assert Settings.read([], {"POCKETQA_DATA": "/data", "PORT": "1"}) == Settings()
+    links = {"POCKETQA_SERVICE_HOST": "10.0.0.1", "POCKETQA_SERVICE_PORT": "80", "POCKETQA_PORT_80_TCP": "tcp://10.0.0.1:80"}  # of Kubernetes
+    others = {"POCKETQA_DATA": "/data", "POCKETQA_KEY": "k", "POCKETQA_BIND": "0.0.0.0", "POCKETQA_CHROMIUM": "c", "PORT": "1"}
+    assert Settings.read([], others | links) == Settings()
+
+
+@pytest.mark.parametrize(("slip", "meant"), [("API_KEY_FILE", "API_KEYS_FILE"), ("CORS_ORIGIN", "CORS_ORIGINS"), ("THREAD", "THREADS")])
+def test_a_misspelt_variable_is_named_with_what_was_meant(slip: str, meant: str) -> None:
+    with pytest.raises(OptionsError, match=f"^POCKETQA_{slip}: no such setting; did you mean POCKETQA_{meant}\\?$"):
+        Settings.read([], {f"POCKETQA_{slip}": "keys"})
 
 
 @pytest.mark.parametrize(

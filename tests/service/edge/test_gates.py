@@ -96,8 +96,15 @@ def test_probes_and_the_page_need_no_key(make_client, tmp_path: Path) -> None:
         allowed = client.delete(path, headers={"authorization": f"Bearer {KEY}"}).headers["allow"]
         assert set(allowed.split(", ")) == {"GET", "HEAD"}
     # Nothing that only looks like one of them.
-    for path in ("/livez/", "/livez/../v1/models", "/livez%2f..%2fv1/models", "/LIVEZ"):
+    for path in ("/livez//", "/livez/../v1/models", "/livez%2f..%2fv1/models", "/LIVEZ"):
         assert client.get(path).status_code == 401
+
+
+def test_a_slash_behind_a_path_is_no_other_path_to_the_gates(make_client, tmp_path: Path) -> None:
+    client = make_client(api_keys_file=write_keys(tmp_path, f"gateway {HASH}"))
+    assert client.get("/livez/").status_code == 200
+    assert isinstance(client.post("/predict/").json()["error"], str) and isinstance(client.post("/v1/answer/").json()["error"], dict)
+    assert (client.get("/metrics/").status_code, client.get("/v1/models/").status_code) == (401, 401)
 
 
 def test_a_key_sent_twice_is_none(make_client, tmp_path: Path) -> None:
@@ -178,7 +185,7 @@ def test_pages_of_listed_sites_may_call(make_client, tmp_path: Path) -> None:
     headers = {"origin": "https://app.example", "authorization": f"Bearer {KEY}"}
     answer = client.post("/v1/answer", json=ASK, headers=headers)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://app.example")
-    assert "x-forward-ms" in answer.headers["access-control-expose-headers"]
+    assert {"x-forward-ms", "x-teacher-forward-ms", "x-student-total-ms"} <= set(answer.headers["access-control-expose-headers"].split(", "))
     assert "access-control-allow-credentials" not in answer.headers
     # A page may read why it was refused.
     refused = client.post("/v1/answer", json=ASK, headers={"origin": "https://app.example"})

@@ -25,6 +25,7 @@ ODD = {
     "text for an integer": (request(body=body('"top_k": "3"')), 422, "invalid_request"),
     "true for an integer": (request(body=body('"top_k": true')), 422, "invalid_request"),
     "1.0 for an integer": (request(body=body('"top_k": 1.0')), 422, "invalid_request"),
+    "65 keys": (request(body=body(", ".join(f'"k{n}": 1' for n in range(63)))), 400, "malformed_body"),
     "a key twice": (request(body=body('"top_k": 1, "top_k": 2')), 400, "malformed_body"),
     "UTF-16": (request(body=PLAIN.decode().encode("utf-16")), 400, "malformed_body"),
     "a byte order mark": (request(body=b"\xef\xbb\xbf" + PLAIN), 400, "malformed_body"),
@@ -42,7 +43,7 @@ ODD = {
 
 @pytest.mark.parametrize(("sent", "status", "code"), ODD.values(), ids=ODD.keys())
 def test_an_odd_request_has_its_right_answer_and_the_next_one_too(served: Running, sent: bytes, status: int, code: str) -> None:
-    assert len(ODD) == 19
+    assert len(ODD) == 20
     with served.connect() as connection:
         connection.sendall(sent)
         if code in ("malformed_http", "request_timeout"):

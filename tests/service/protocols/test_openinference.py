@@ -170,16 +170,28 @@ def test_the_questions_of_a_tensor_share_batches(client: TestClient, pair: Pair)
     assert runtime.calls - before < 16
 
 
+def test_what_mlservers_client_writes_is_taken(client: TestClient) -> None:
+    """Its StringCodec and its codec of requests, from its source: a column of texts, and their content type twice."""
+    content: dict[str, Any] = {"parameters": {"content_type": "str"}}
+    questions, contexts = (texts("question", WHO, WHO) | content, texts("context", MILL) | content)
+    columns = [questions | {"shape": [2, 1]}, contexts | {"shape": [1, 1]}]
+    assert tensors(client, {"inputs": columns} | content)["answer"] == ["Bell"] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"inputs": []}, "inputs: List should have at least 2 items"),
-        ({"inputs": [texts("question", WHO)]}, "inputs: List should have at least 2 items"),
-        ({"inputs": [texts("question", WHO), texts("question", WHO)]}, "inputs: expected the tensors question and context, found one of them twice."),
+        ({"inputs": []}, "inputs: expected the tensors question and context, found none."),
+        ({"inputs": [texts("question", WHO)]}, "inputs: expected the tensors question and context, found question."),
+        ({"inputs": [texts("question", WHO)] * 2}, "inputs: expected the tensors question and context, found question and question."),
+        ({"inputs": [*[texts("question", WHO)] * 2, texts("context", MILL)]}, "found question and question and context."),
         ({"inputs": [texts("question", WHO), texts("passage", MILL)]}, "inputs[1].name: expected 'question' or 'context'"),
         ({"inputs": [texts("question", WHO), texts("context", MILL) | {"datatype": "FP32"}]}, "inputs[1].datatype: expected 'BYTES'"),
-        ({"inputs": [texts("question", WHO), texts("context", MILL) | {"shape": [2]}]}, "context: the shape is [2] and the data have 1 elements."),
-        ({"inputs": [texts("question", WHO), texts("context", MILL) | {"shape": [1, 1]}]}, "inputs[1].shape: List should have at most 1 item"),
+        ({"inputs": [texts("question", WHO), texts("context", MILL) | {"shape": [2]}]}, "expected the shape [n] of n texts, found [2] and 1 texts."),
+        (
+            {"inputs": [texts("question", WHO), texts("context", MILL) | {"shape": [1, 1, 1]}]},
+            "context: expected the shape [n] of n texts, found [1, 1, 1]",
+        ),
         ({"inputs": [texts("question", WHO), texts("context", MILL) | {"shape": [-1]}]}, "inputs[1].shape[0]: expected greater than or equal to 0"),
         ({"inputs": [texts("question", WHO), texts("context", MILL) | {"data": [1]}]}, "inputs[1].data[0]: expected a valid string"),
         ({"inputs": [texts("question", WHO), texts("context", " ")]}, "inputs[1].data[0]: text should match pattern"),
