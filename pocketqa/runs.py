@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -141,9 +141,6 @@ class DataFile:
     sha256: str
     count: int
     split: str
-
-
-FIELDS = ("schema", "kind", "name", "subjects", "data", "command", "created", "environment", "results", "not_checked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +275,9 @@ def read(path: str | Path) -> RunFile:
         raise DataError(f"{path}: expected a run file in JSON, found an error: {error}.") from None
     if not isinstance(document, dict):
         raise DataError(f"{path}: expected a run file, a JSON object, found {type(document).__name__}.")
-    if missing := [name for name in FIELDS if name not in document]:
-        raise DataError(f"{path}: expected a run file with {', '.join(FIELDS)}, found none of {', '.join(missing)}.")
+    names = [item.name for item in fields(RunFile)]
+    if missing := [name for name in names if name not in document]:
+        raise DataError(f"{path}: expected a run file with {', '.join(names)}, found none of {', '.join(missing)}.")
     try:
         document["subjects"] = tuple(Subject(**subject) for subject in document["subjects"])
         document["data"] = tuple(DataFile(**item) for item in document["data"])

@@ -59,6 +59,7 @@ def _values(name: str, model_hash: str, no_answer: bool, config: JSON, tools: di
         "hurry": _hurry(stem, config["package"], executorch),
         "load": load,
         "timed": timed,
+        "engine_too": ", with the file of\n`ExecuTorchSpanModel` (below) and the same products of ExecuTorch" if executorch else "",
         "no_answer": NO_ANSWER if no_answer else "",
         "tolerance": f"{max(UNIT_TOLERANCE, TOLERANCE.get(config['scheme'], COARSE_TOLERANCE)):g}",
         "about_tolerance": LIMITED if config["scheme"] in TOLERANCE else COARSE,

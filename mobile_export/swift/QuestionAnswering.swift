@@ -341,7 +341,7 @@ public final class QuestionReader {
         if allowNoAnswer && !settings.noAnswer.trained { throw QuestionError.noAnswerUntrained }
         let (windows, tokens) = try encode(question, passage)
         let logits = try windows.map { window in
-            try Task.checkCancellation()
+            try _Concurrency.Task.checkCancellation()  // an app may have a Task of its own
             return try self.logits(window)
         }
         return decode(windows, tokens, logits, passage, count: count, allowNoAnswer: allowNoAnswer)
@@ -538,14 +538,17 @@ extension QuestionReader {
         return try QuestionReader(folder: folder, model: CoreMLSpanModel(model))
     }
 
+    static func sha256(_ data: Data) -> String {
+        return SHA256.hash(data: data).map { String(format: "%02x", $0) }.joined()
+    }
+
     /// The model compiled once for each manifest.  Core ML may read the files for as long as the model is in use, so they are not deleted after loading;
     /// in the caches, which are in no backup, the system may delete them while the app does not run.
     private static func compiled(_ source: URL, manifest: Data) throws -> URL {
         let files = FileManager.default
         let caches = try files.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
         let folder = caches.appendingPathComponent("PocketQA", isDirectory: true)
-        let name = SHA256.hash(data: manifest).map { String(format: "%02x", $0) }.joined()
-        let kept = folder.appendingPathComponent(name + ".mlmodelc", isDirectory: true)
+        let kept = folder.appendingPathComponent(sha256(manifest) + ".mlmodelc", isDirectory: true)
         if files.fileExists(atPath: kept.path) { return kept }
         try files.createDirectory(at: folder, withIntermediateDirectories: true)
         let made = try MLModel.compileModel(at: source)  // in a temporary folder

@@ -58,7 +58,8 @@ public func timeQuestions(golden: URL, of bundles: [TimedBundle], mode: TimingMo
     }
     let decoder = JSONDecoder()
     decoder.keyDecodingStrategy = .convertFromSnakeCase
-    let questions = try decoder.decode(GoldenVectors.self, from: Data(contentsOf: golden)).questions
+    let asked = try Data(contentsOf: golden)
+    let questions = try decoder.decode(GoldenVectors.self, from: asked).questions
     var heat = thermalState()
     var timed: [Timed] = []
     for bundle in bundles {
@@ -77,7 +78,12 @@ public func timeQuestions(golden: URL, of bundles: [TimedBundle], mode: TimingMo
         for one in timed.shuffled(using: &chance) { one.samples.append(try one.ask(question)) }
         heat = max(heat, thermalState())
     }
-    let document = try runFile(timed, first, mode, questions, heat)
+    #if canImport(CoreML)
+    let hash = QuestionReader.sha256(asked)
+    #else
+    let hash = timed[0].manifest.files["golden.json"] ?? ""
+    #endif
+    let document = runFile(timed, mode, first.computeUnit, heat, (count: questions.count, sha256: hash))
     return try JSONSerialization.data(withJSONObject: document, options: [.prettyPrinted, .sortedKeys])
 }
 
@@ -98,6 +104,7 @@ private final class Timed {
     }
 
     let manifest: Manifest
+    let engine: String
     let label: String
     let bytes: Int
     let loads: [Double]  // seconds of the first and of the second load
@@ -114,13 +121,14 @@ private final class Timed {
         for _ in 0..<2 {
             kept = nil  // before the next is loaded
             let began = now()
-            let reader = try bundle.load()
+            let reader = try pooled { try bundle.load() }
             loads.append(now() - began)
             firsts.append(try pooled { try reader.timed(first).total })
             kept = reader
         }
         (self.loads, self.firsts, reader) = (loads, firsts, kept!)
-        label = "\(manifest.name), \(bundle.engine) \(reader.settings.config.scheme)"
+        engine = bundle.engine
+        label = "\(manifest.name), \(engine) \(reader.settings.config.scheme)"
         bytes = try modelBytes(bundle.folder, reader.settings.config.package)
     }
 
@@ -143,8 +151,8 @@ extension QuestionReader {
 }
 
 private func runFile(
-    _ timed: [Timed], _ first: TimedBundle, _ mode: TimingMode, _ questions: [GoldenVectors.Question], _ heat: Int
-) throws -> [String: Any] {
+    _ timed: [Timed], _ mode: TimingMode, _ computeUnit: String, _ heat: Int, _ golden: (count: Int, sha256: String)
+) -> [String: Any] {
     let system = operatingSystem()
     let missed = timed.filter { $0.samples.count < mode.queries || $0.total < mode.seconds }.map { "\($0.label): too few questions or seconds" }
     func each(_ value: (Timed) -> Any) -> [String: Any] {
@@ -161,10 +169,10 @@ private func runFile(
     }
     let stages = ["tokenise", "forward", "decode"]
     let device: [String: Any] = [
-        "name": deviceName(), "os": system, "compute_unit": first.computeUnit, "thermal_state": thermalStates[heat], "kind": isPhone ? "phone" : "server",
+        "name": deviceName(), "os": system, "compute_unit": computeUnit, "thermal_state": thermalStates[heat], "kind": isPhone ? "phone" : "server",
     ]
     let results: [String: Any] = [
-        "workload": "golden: \(questions.count) questions of golden.json, windows padded to a length that the model takes",
+        "workload": "golden: \(golden.count) questions of golden.json, windows padded to a length that the model takes",
         "mode": mode.rawValue,
         "rules": ["queries": mode.queries, "seconds": mode.seconds, "max_seconds": mostSeconds, "percentile": 90, "valid": missed.isEmpty, "problems": missed],
         "timings": each { summary($0.samples.map { $0.total }) },
@@ -191,21 +199,21 @@ private func runFile(
         "ratios": ratios(0.5) { $0.total },
         "p90_ratios": ratios(0.9) { $0.total },
         "forward_ratios": ratios(0.5) { $0.stages[1] },
-        "engines": each { _ in "\(first.engine) \(system)" },
+        "engines": each { "\($0.engine) \(system)" },
         "threads": NSNull(),
         "device": device,
     ]
     return [
         "schema": 1,
         "kind": "latency",
-        "name": "\(timed.map { $0.manifest.name }.joined(separator: " ")) golden \(first.computeUnit) \(mode.rawValue)",
+        "name": "\(timed.map { $0.manifest.name }.joined(separator: " ")) golden \(computeUnit) \(mode.rawValue)",
         "subjects": timed.map { one -> [String: Any] in
             [
-                "name": one.manifest.name, "role": one.manifest.name, "sha256": one.manifest.parent ?? "", "engine": first.engine, "version": system,
+                "name": one.manifest.name, "role": one.manifest.name, "sha256": one.manifest.parent ?? "", "engine": one.engine, "version": system,
                 "precision": one.reader.settings.config.scheme,
             ]
         },
-        "data": [["name": "golden.json", "sha256": timed[0].manifest.files["golden.json"] ?? "", "count": questions.count, "split": "other"] as [String: Any]],
+        "data": [["name": "golden.json", "sha256": golden.sha256, "count": golden.count, "split": "other"] as [String: Any]],
         "command": "timeQuestions(golden:of:mode: .\(mode.rawValue)) of Timing.swift",
         "created": ISO8601DateFormatter().string(from: Date()),
         "environment": ["cpu": deviceName(), "cores": ProcessInfo.processInfo.activeProcessorCount, "os": system] as [String: Any],
@@ -282,8 +290,8 @@ private func thermalState() -> Int {
     #endif
 }
 
-#if os(iOS) && !targetEnvironment(simulator)
-private let isPhone = true
+#if os(iOS) && !targetEnvironment(simulator) && !targetEnvironment(macCatalyst)
+private let isPhone = !ProcessInfo.processInfo.isiOSAppOnMac
 #else
 private let isPhone = false
 #endif

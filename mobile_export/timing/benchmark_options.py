@@ -47,6 +47,8 @@ it, with schema 1, name, subjects, data, command, created (2026-01-31T12:00:00Z)
   results.mode, .rules {{"queries", "seconds", "valid"}}
   results.timings {{label: summary in ms: {{"count", "mean", "p50", "p90", "p99", "unit"}}}}, .stages {{label: {{"forward": summary, ...}}}}
   results.queries, .seconds {{label: number}}, of all that was timed: count, and mean x count, of .timings
+  results.tokens {{label: {{"mean", "positions"}}}}, of a query, positions with padding; left out where it is not known
+  results.forward_ratios {{"LABEL / LABEL": {{"value", "low", "high"}}}}, how many times longer; left out where it is not known
   results.load_seconds, .first_run_seconds {{label: {{"cold", "warm"}}}}, .bytes {{label: {{"package", ...}}}}
 --check FILE reads one and lists what is missing or wrong; status 1 where its queries and seconds are not what its mode asks for.
 """

@@ -155,6 +155,7 @@ def latency_problems(run: RunFile) -> list[str]:
     for key in ("queries", "seconds"):
         measured = [(label, _entry(r, key, label)) for label in labels]
         problems += [f"{key} needs a number for {label!r}, found {value!r}" for label, value in measured if not _is_number(value)]
+    problems += _further_problems(r)
     rules = r.get("rules")
     if not isinstance(rules, dict) or not isinstance(rules.get("valid"), bool) or not all(_is_number(rules.get(n)) for n in ("queries", "seconds")):
         problems.append("rules needs queries and seconds, which are numbers, and valid, which is true or false")
@@ -162,6 +163,21 @@ def latency_problems(run: RunFile) -> list[str]:
         mode_rules(r.get("mode"))
     except OptionsError as error:
         problems.append(str(error))
+    return problems
+
+
+def _further_problems(r: JSON) -> list[str]:
+    """Of what a file may leave out."""
+    ratios, tokens = r.get("forward_ratios", {}), r.get("tokens", {})
+    problems = []
+    if not isinstance(ratios, dict) or not all(
+        isinstance(one, dict) and all(_is_number(one.get(end)) and one[end] > 0 for end in ("value", "low", "high")) for one in ratios.values()
+    ):
+        problems.append("forward_ratios, where there are any, must hold value, low and high above 0 for each pair")
+    if not isinstance(tokens, dict) or not all(
+        isinstance(one, dict) and all(_is_number(one.get(kind)) for kind in ("mean", "positions")) for one in tokens.values()
+    ):
+        problems.append("tokens, where there are any, must hold the numbers mean and positions for each label")
     return problems
 
 

@@ -215,17 +215,22 @@ def _phone_rows(phone: runs.RunFile | None) -> list[Row]:
         found.append(f"{name}: {interval(ratio)} times, {time_cut(ratio.value, 1):.1%} less time")
     state = f"{device['os']}, compute unit {device['compute_unit']}, thermal state {device['thermal_state']}"
     whose = "the paper's phone" if device["name"] in PAPERS_PHONE else "another phone than the paper's"
-    positions = {label: r.get("tokens", {}).get(label, {}).get("positions") for label in forward}
-    alike = len(positions) > 1 and None not in positions.values() and len(set(positions.values())) == 1
+    positions = [r.get("tokens", {}).get(label, {}).get("positions") for label in forward]
+    unlike = {
+        "it is of one model alone": len({subject.sha256 for subject in phone.subjects}) < 2,
+        "it does not say that all computed as many positions": None in positions or len(set(positions)) > 1,
+        "it is not valid under its rules": bool(why_not_valid(r)),
+    }
+    why_not = [words for words, found in unlike.items() if found]
     return [
         Row(
             "the same on a phone",
             PAPER,
             "see above",
             "; ".join(found),
-            f"{device['name']}, {whose}; {state}, {r['mode']}, {'not valid' if why_not_valid(r) else 'valid'} under its rules; forward passes",
-            alike,
-            "" if alike else "a model alone" if len(positions) == 1 else "the file does not say that all computed as many positions",
+            f"{device['name']}, {whose}; {state}, {r['mode']}; forward passes",
+            not why_not,
+            "; ".join(why_not),
         )
     ]
 

@@ -104,7 +104,7 @@ def _stream(job: Job, blocks: Sequence[Block]) -> Iterator[Answered]:
     threads = job.asked.threads or 1
     cores = [cores for node in ray.nodes() if node["Alive"] and (cores := int(node["Resources"].get("CPU", 0)))]
     if cores and threads > max(cores):  # Ray would wait for a larger machine for ever
-        raise OptionsError(f"Expected --threads of at most {max(cores)}, the cores of the cluster's largest machine, found {threads}.")
+        raise OptionsError(f"Expected --threads of at most {max(cores)}, the cores of the cluster's largest machine that is up, found {threads}.")
     actors = max(1, sum(one // threads for one in cores))
     places = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))
     answerer: Any = Answerer  # Ray's annotations know functions only

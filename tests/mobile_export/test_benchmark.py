@@ -335,6 +335,13 @@ def test_what_is_wrong_with_a_phones_run_file_is_listed_at_once(written: runs.Ru
         ("stages/LABEL/forward", {}, "stages.forward of .*: count must be a number, found None"),
         ("queries", ..., "queries needs a number for .*, found None"),
         ("seconds/LABEL", "60", "seconds needs a number for .*, found '60'"),
+        ("forward_ratios", None, "forward_ratios, where there are any, must hold"),
+        (
+            "forward_ratios",
+            {"a / b": {"value": 0, "low": 0, "high": 1}},
+            "forward_ratios, where there are any, must hold .* above 0",
+        ),
+        ("tokens", {"a": 3}, "tokens, where there are any, must hold the numbers mean and positions"),
         ("rules", {"queries": 1, "seconds": [], "valid": True}, "rules needs queries and seconds, which are numbers"),
         ("mode", ["full"], "mode must be one of"),
         ("timings/LABEL/count", 3, "queries of .* must be the count of its timings, 3, found 64"),

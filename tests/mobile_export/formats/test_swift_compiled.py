@@ -129,17 +129,23 @@ def text_of(draw: random.Random, parts: int) -> str:
 
 @pytest.mark.parametrize("scheme", ["fp16", "fp32"])  # of Core ML and of ExecuTorch
 def test_the_swift_of_a_bundle_and_of_its_how_to_compiles(tmp_path: Path, scheme: str) -> None:
-    """Without a warning as Swift 5 and Swift 6; where there is no Core ML, beside as much of it as is named."""
+    """Without a warning as Swift 5 and 6: the app, its tests, and those that time.  Where there is no Core ML, beside as much of it as is named."""
     blocks = re.findall(r"```swift\n(.*?)```", written(tmp_path, scheme), re.DOTALL)
-    assert sum("XCTestCase" in block for block in blocks) == 2
-    example = "\n".join(["import Foundation", *blocks, CALLER]).replace("@testable import YourApp", "// of the app")
-    (tmp_path / "Example.swift").write_text(example, encoding="utf-8")
+    golden, timing = (next(block for block in blocks if name in block) for name in ("func testGoldenVectors", "func testHowLong"))
+    others = [block for block in blocks if block not in (golden, timing)]
+    app = ["import Foundation", *others, CALLER, "struct Task { let title: String }"]
+    engine = [block for block in others if "import ExecuTorch" in block]
+    for name, parts in (("App", app), ("Golden", [golden]), ("Time", [timing, *engine])):
+        (tmp_path / f"{name}.swift").write_text("\n".join(parts), encoding="utf-8")
     modules = ["ExecuTorch", "XCTest"] if sys.platform == "darwin" else ["CoreML", "CryptoKit", "ExecuTorch", "XCTest"]
     for module in modules:
         swiftc("-emit-module", "-module-name", module, "-emit-module-path", tmp_path / f"{module}.swiftmodule", OURS / f"{module}.swift")
     for version in ("5", "6"):
-        strict = ("-enable-upcoming-feature", "ExistentialAny")
-        swiftc("-typecheck", "-swift-version", version, *strict, "-I", tmp_path, SWIFT, TIMING, tmp_path / "Example.swift")
+        strict = ("-swift-version", version, "-enable-upcoming-feature", "ExistentialAny", "-I", tmp_path)
+        place = tmp_path / "YourApp.swiftmodule"
+        swiftc("-emit-module", "-enable-testing", "-module-name", "YourApp", "-emit-module-path", place, *strict, SWIFT, tmp_path / "App.swift")
+        swiftc("-typecheck", *strict, tmp_path / "Golden.swift")
+        swiftc("-typecheck", *strict, SWIFT, TIMING, tmp_path / "Time.swift")
 
 
 @pytest.mark.parametrize("cased", [False, True])

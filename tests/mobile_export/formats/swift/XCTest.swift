@@ -1,5 +1,5 @@
 // As much of XCTest as HOWTO.md names.
-import Foundation
+@_exported import Foundation  // as Apple's does
 
 open class XCTestCase: NSObject {
     public func add(_ attachment: XCTAttachment) {}
