@@ -89,7 +89,18 @@ def task_lines(runs: Runs, link: Link) -> list[str]:
     rows = [row for task in tasks for row in _task_rows(groups, task)]
     found = [(name, run) for group in groups.values() for name, run in group.values()]
     of_runs = [(run.results["title"], model_cell(run.subjects[0]), _seed(run), _score(run.results), link(name, run)) for name, run in found]
-    return joined([list(TASK_NOTES), table(TASK_HEAD, [*rows, *_mean_rows(groups)]), table(TASK_RUN_HEAD, of_runs)])
+    return joined([list(TASK_NOTES), table(TASK_HEAD, [*rows, *_mean_rows(groups)]), _cut_lines(groups), table(TASK_RUN_HEAD, of_runs)])
+
+
+def _cut_lines(groups: TaskGroups) -> list[str]:
+    """Whose examples are longer than what was read of them."""
+    results = [median_run(group).results for group in groups.values()]
+    told = (
+        f"- {r['title']}: {r['cut']:,} of {r['count']:,} examples are longer than {r['max_tokens']} tokens and were cut."
+        for r in results
+        if r.get("cut")
+    )
+    return list(dict.fromkeys(told))
 
 
 def task_groups(runs: Runs) -> TaskGroups:

@@ -151,6 +151,12 @@ def test_a_mean_that_wnli_carries_alone_is_told_from_one_that_it_does_not(tmp_pa
     assert row(text, "| mean of five, without WNLI |", "student").endswith(f"| 0.00 [0.00, 0.00] | {unquoted}")
 
 
+def test_examples_that_were_cut_are_told_of(tmp_path: Path) -> None:
+    runs_of = [task_run("imdb", role, 4) for role in ("teacher", "student")]
+    text = page(tmp_path, *(replace(run, results=run.results | {"cut": 33, "max_tokens": 128}) for run in runs_of), task_run("rte", "student", 4))
+    assert [line for line in text.splitlines() if "were cut" in line] == ["- IMDB: 33 of 40 examples are longer than 128 tokens and were cut."]
+
+
 def test_a_teacher_that_does_not_beat_the_commonest_class_has_nothing_to_keep(tmp_path: Path) -> None:
     common = int(max(RIGHT.sum(), COUNT - RIGHT.sum()))
     text = page(tmp_path, task_run("wnli", "teacher", COUNT - common), task_run("wnli", "student", COUNT - common), task_run("wnli", "control", 38))
