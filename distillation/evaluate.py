@@ -98,8 +98,8 @@ def main(argv: list[str]) -> int:
 
 def _refuse_of_a_model(given: argparse.Namespace) -> None:
     """Predictions are scored as they are.  Raises OptionsError for what speaks of a model or of a run file, which names weights."""
-    free = {"model", "data", "predictions", "limit", "seed", "json"}
-    if asked := [f"--{name.replace('_', '-')}" for name, value in vars(given).items() if name not in free and value != _parser().get_default(name)]:
+    free, parser = {"model", "data", "predictions", "limit", "seed", "json"}, _parser()
+    if asked := [f"--{name.replace('_', '-')}" for name, value in vars(given).items() if name not in free and value != parser.get_default(name)]:
         raise OptionsError(f"--predictions scores texts that are written already, without {', '.join(asked)}. Name a MODEL for those.")
 
 

@@ -596,6 +596,12 @@ struct GoldenVectors: Decodable {
 
     let questions: [Question]
     let texts: [Text]
+
+    init(json: Data) throws {
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        self = try decoder.decode(GoldenVectors.self, from: json)
+    }
 }
 
 extension QuestionReader {
@@ -604,9 +610,7 @@ extension QuestionReader {
     /// Tokens must be the same, and the whole characters around them.  Logits may differ by `tolerance`, as a share of the spread between a question's
     /// greatest and least logit (HOWTO.md says which), and an answer may be another only where two were so close that this tolerance decides.
     public func differences(fromGolden file: URL, tolerance: Float) throws -> [String] {
-        let decoder = JSONDecoder()
-        decoder.keyDecodingStrategy = .convertFromSnakeCase
-        let golden = try decoder.decode(GoldenVectors.self, from: Data(contentsOf: file))
+        let golden = try GoldenVectors(json: Data(contentsOf: file))
         var problems: [String] = []
         for text in golden.texts { problems += tokenDifferences(text) }
         for question in golden.questions { problems += try differences(from: question, tolerance) }

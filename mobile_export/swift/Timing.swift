@@ -56,10 +56,8 @@ public func timeQuestions(golden: URL, of bundles: [TimedBundle], mode: TimingMo
     guard let first = bundles.first, bundles.allSatisfy({ $0.computeUnit == first.computeUnit }) else {
         throw QuestionError.badBundle("expected bundles of one compute unit to be timed together, found \(Set(bundles.map { $0.computeUnit }).sorted())")
     }
-    let decoder = JSONDecoder()
-    decoder.keyDecodingStrategy = .convertFromSnakeCase
     let asked = try Data(contentsOf: golden)
-    let questions = try decoder.decode(GoldenVectors.self, from: asked).questions
+    let questions = try GoldenVectors(json: asked).questions
     var heat = thermalState()
     var timed: [Timed] = []
     for bundle in bundles {

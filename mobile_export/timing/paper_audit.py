@@ -221,7 +221,7 @@ def _phone_rows(phone: runs.RunFile | None) -> list[Row]:
         "it does not say that all computed as many positions": None in positions or len(set(positions)) > 1,
         "it is not valid under its rules": bool(why_not_valid(r)),
     }
-    why_not = [words for words, found in unlike.items() if found]
+    why_not = [words for words, holds in unlike.items() if holds]
     return [
         Row(
             "the same on a phone",

@@ -102,9 +102,7 @@ struct Probe {
         }
         let file = folder.appendingPathComponent("golden.json")
         if FileManager.default.fileExists(atPath: file.path) {
-            let decoder = JSONDecoder()
-            decoder.keyDecodingStrategy = .convertFromSnakeCase
-            let golden = try decoder.decode(GoldenVectors.self, from: Data(contentsOf: file))
+            let golden = try GoldenVectors(json: Data(contentsOf: file))
             let replayed = QuestionReader(settings: reader.settings, tokenizer: reader.tokenizer, model: Golden(windows: golden.questions.flatMap { $0.windows }))
             output.differences = try replayed.differences(fromGolden: file, tolerance: 0)
         }
