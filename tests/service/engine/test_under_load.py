@@ -28,6 +28,7 @@ import pytest
 
 from loadtest.closed_loop import post
 from pocketqa.types import Request, WindowOptions
+from service.engine.cost import Cost
 from service.engine.supervisor import WorkerEngine
 from service.inference import Answered, Inference
 from service.metrics import Metrics
@@ -260,7 +261,9 @@ def test_twice_the_load_that_it_can_take_for_a_minute() -> None:
         assert server.ready()
 
 
-def test_in_fp32_the_bundled_pair_gives_the_same_spans_alone_or_in_any_batch() -> None:
+def test_in_fp32_the_bundled_pair_gives_the_same_spans_alone_or_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether batches are quicker is for the machine to say, and on some they are not: here more rows always cost nothing, so all are taken.
+    monkeypatch.setattr(Cost, "seconds", lambda _, rows, length: 1e-4 * length)
     settings = Settings(engine="onnxruntime", precision="fp32", workers=1, max_windows=1000, deadline_seconds=3600, max_queue_seconds=3600)
     questions = [
         Question(Request(asked.question, (sample.context,)), WindowOptions(max_tokens=length, doc_stride=16, max_question_tokens=32), 2, 8, None)
