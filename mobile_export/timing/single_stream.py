@@ -215,6 +215,18 @@ def seconds_left(rules: Rules, asked: int, totals: Sequence[float], elapsed: flo
     return max(0.0, min(rounds, allowed)) * elapsed / asked
 
 
+def foreseen(rules: Rules, asked: int, totals: Sequence[float]) -> str | None:
+    """That the time which a contestant may take will not do for a valid result, judged by `asked` queries that took each `totals` seconds."""
+    pace = rules.max_seconds / max(totals)  # how many times what was asked so far may be asked
+    queries = int(asked * pace)
+    if not missed_minimums(rules, queries, min(totals) * pace, ""):
+        return None
+    return (
+        f"at this pace {queries:,} queries fit into the {rules.max_seconds:.0f} s that a contestant may take, too few for a valid result "
+        f"({rules.queries:,} queries and {rules.seconds:.0f} s of each); stop with Ctrl-C and give minimums of your own: --queries, --seconds"
+    )
+
+
 @contextlib.contextmanager
 def interruption() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets; the second one ends the program as usual.  Outside the main thread Ctrl-C is left alone."""
@@ -285,6 +297,7 @@ def _run(runners: Sequence[_Runner], workload: Workload, rules: Rules, seed: int
     random = np.random.default_rng((seed, 1))
     began = reported = time.monotonic()
     whole = len(workload.queries) if workload.whole else None
+    warned = False
     for asked, number in enumerate(query_order(workload, seed), 1):
         for position in random.permutation(len(runners)):
             runners[position].ask(number)
@@ -294,6 +307,9 @@ def _run(runners: Sequence[_Runner], workload: Workload, rules: Rules, seed: int
             reported = now
             left = seconds_left(rules, asked, totals, now - began, whole)
             say(f"{workload.name}: {asked:,} queries, {min(totals):.0f} to {max(totals):.0f} s of each; about {left / 60:.1f} min left")
+            if whole is None and not warned and (warning := foreseen(rules, asked, totals)):
+                say(f"{workload.name}: {warning}")
+                warned = True
         enough = whole is None and asked >= rules.queries and min(totals) >= rules.seconds
         if interrupted.is_set() or enough or (whole is None and max(totals) >= rules.max_seconds):
             return

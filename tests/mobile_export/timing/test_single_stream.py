@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from mobile_export.benchmark import heats_of
-from mobile_export.timing import machine_load
+from mobile_export.timing import machine_load, single_stream
 from mobile_export.timing.contestants import Contestant, model_contestant, parse_engine, told_apart
 from mobile_export.timing.latency import race_results, verdict
 from mobile_export.timing.machine_load import Load, Snapshot, drift, pick_cores, spread
 from mobile_export.timing.processes import Process, drop_from_cache
-from mobile_export.timing.single_stream import MODES, Race, Rules, broken_rules, is_warm, query_order, race, seconds_left
+from mobile_export.timing.single_stream import MODES, Race, Rules, broken_rules, foreseen, is_warm, query_order, race, seconds_left
 from mobile_export.timing.sizes import sizes_of
 from mobile_export.timing.workloads import SAMPLES, Query, Workload, fixed_workload, squad_workload, stsb_workload
 from pocketqa import squad
@@ -107,6 +107,13 @@ def test_time_left() -> None:
     assert seconds_left(rules, 20, (10.0, 30.0), 40.0) == pytest.approx(40.0)
     assert seconds_left(rules, 10, (1.0,), 5.0, whole=40) == pytest.approx(15.0)
     assert seconds_left(rules, 0, (0.0,), 0.0) == float("inf")
+
+
+def test_a_result_that_cannot_become_valid_is_foreseen() -> None:
+    rules = Rules("full", 1000, 60.0, 600.0)
+    assert foreseen(rules, 20, (6.0, 12.0)) is None  # 0.6 s a query: 1,000 of them, and 300 s of the faster
+    assert "980 queries fit into the 600 s" in str(foreseen(rules, 20, (6.0, 12.24)))
+    assert "2,000 queries fit" in str(foreseen(rules, 20, (0.5, 6.0)))  # but only 50 s of the faster
 
 
 # --- ratios --------------------------------------------------------------------------------------------------------------------------------------
@@ -321,8 +328,11 @@ def test_control_c_ends_the_race_and_keeps_what_was_measured() -> None:
     assert len(done.problems()) == 5  # and neither contestant has its queries and seconds
 
 
-def test_a_race_stops_where_a_contestant_has_had_its_time() -> None:
-    done = race(pair()[:1], squad_workload(limit=4), Rules("full", 10_000, 60.0, max_seconds=0.05), cold=False)
+def test_a_race_stops_where_a_contestant_has_had_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_stream, "PROGRESS_SECONDS", 0.0)
+    said: list[str] = []
+    done = race(pair()[:1], squad_workload(limit=4), Rules("full", 10_000, 60.0, max_seconds=0.05), cold=False, say=said.append)
+    assert sum("too few for a valid result" in line for line in said) == 1
     assert 0.05 <= done.entries[0].seconds().sum() < 5
     assert len(done.problems()) == 2
 
