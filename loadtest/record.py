@@ -95,7 +95,7 @@ def write_run(
         quantiles={model: percentiles_of(one.column("latency")) for model, one in models.items()},
         intervals={model: intervals_of(one.column("latency"), one.column("number").astype(int)) for model, one in models.items()},
         search=search_of(found, loop.objective, STUDENT) if loop.objective else None,
-        extra=_counts(log, loop) if models else {"users": loop.users, "seconds": round(loop.seconds, 1), "seed": loop.seed},
+        extra={"users": loop.users, "seconds": round(loop.seconds, 1), "seed": loop.seed} if loop.objective else _counts(log, loop),
     )
     return runs.write(runs.new_run("load", loop.name, subjects, [data_file(source, questions)], command, results), path)
 
@@ -132,7 +132,7 @@ def _counts(log: Log, loop: Loop) -> Row:
             if one.rows
         },
     }
-    if loop.rate:
+    if loop.rate and log.requests:
         counts |= {"rate": loop.rate, "lag_ms": {f"p{q}": round(float(np.percentile(log.lags(), q)), 3) for q in (50, 99)}}
     return counts
 

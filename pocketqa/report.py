@@ -4,8 +4,9 @@
     pocketqa report --check          change nothing; exit status 1 and the first difference when they disagree with the run files
     pocketqa report --html report    also report/index.html, with figures, and each figure as a PNG (extra `report`)
 
-The pages depend on the run files, on the published claims in claims.toml, on the list of experiments in experiments.toml and on the models that
-belong together in pairs.toml alone, so the same ones always give the same bytes; figures also on the version of matplotlib.
+The pages depend on the run files, on the published claims in claims.toml, on the list of experiments in experiments.toml, on the models that belong
+together in pairs.toml and on what notes.toml says of the data and models alone, so the same ones always give the same bytes; figures also on the
+version of matplotlib.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -24,8 +25,10 @@ from pocketqa.reporting import load_tables, mobile_tables, replica_tables, servi
 from pocketqa.reporting.claims import Claims, claim_lines, read_claims
 from pocketqa.reporting.experiments import Experiment, experiment_lines, read_experiments
 from pocketqa.reporting.harder_tables import harder_lines
+from pocketqa.reporting.lists import read_list
 from pocketqa.reporting.pairs import Pair, earlier_weights, of_current, pair_statements, read_pairs
 from pocketqa.runs import SPLITS, RunFile, read_all
+from pocketqa.types import JSON
 from pocketqa.writes import write_atomic
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -42,20 +45,14 @@ ROUNDS = (
     "p99 is the time of the longest passages, and has no interval."
 )
 NOTES = {
-    "SQuAD v1.1 dev": "How good the models are. Measured for publication; nothing was chosen by it but one rule, of which Experiments tells: how "
-    "windows of long passages are compared. For scale: of hidden size 768, and trained on all 87,599 questions of SQuAD, BERT-base has F1 88.5, "
+    "SQuAD v1.1 dev": "How good the models are. For scale: of hidden size 768, and trained on all 87,599 questions of SQuAD, BERT-base has F1 88.5, "
     "DistilBERT 85.8, with a second distillation step 86.9 (Sanh et al. 2019, table 2).",
-    "Development split": "Questions kept out of training, of articles that are not in SQuAD dev. Six of the 3,400 stand in another source of "
-    "questions as well, which is worth at most 0.2 points; the base that all start from has seen such questions beside their passages. What is "
-    "chosen is chosen here.",
+    "Development split": "What is chosen is chosen here.",
+    "Sizes": "How small the models are, as files. A loss of F1 is against the same weights in float32.",
     "Compression": "How few bits each weight of an exported model needs.",
-    "Training": "Trainings whose weights ship, or whose figures stand on this page. Weights are named as training left them; packaging rounds them "
-    "to float16, so that packaged models have other digits.",
-    "Classification": "What distillation keeps of other tasks than answering questions. Teacher and student start from the bundled pair, which was "
-    "trained to answer; the control from the sentence encoder that both descend from.",
-    "Ablation": "What each part of distillation is worth. The models compared here are made for it, from a base that was not trained to answer; they "
-    "are not the bundled pair. Their teacher was grown from 6 layers to 12, and the layers that students take are those of the 6: other layers, "
-    "and a random start, lose more than they would of a teacher that was trained with 12.",
+    "Training": "Weights are named as training left them; packaging rounds them to float16, so that packaged models have other digits.",
+    "Classification": "What distillation keeps of other tasks than answering questions.",
+    "Ablation": "What each part of distillation is worth. The models compared here are made for it.",
     "Experiments": "What was tried to make the models better, and what came of it.",
     "Training speed": "Tokens a second of this project's training and of a plain one done well, in turns on one machine.",
     "Latency": "What one question takes, asked alone, by the rules of MLPerf Mobile's single stream.",
@@ -75,18 +72,19 @@ EXPORTED = (
 )
 PAGE = "index.html"
 CLAIMS = Path("claims.toml")
-EXPERIMENTS, PAIRS = "experiments.toml", "pairs.toml"
+EXPERIMENTS, PAIRS, SAID = "experiments.toml", "pairs.toml", "notes.toml"
 Link = Callable[[str, RunFile], str]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """What is not in run files: claims of others, what was tried, and which models belong together."""
+    """What is not in run files: claims of others, what was tried, which models belong together, and what sections say of these models and data."""
 
     claims: Claims = field(default_factory=Claims)
     experiments: Sequence[Experiment] = ()
     pairs: Sequence[Pair] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(argv: list[str]) -> int:
@@ -151,7 +149,7 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, lists: Lists | None
     head = [
         "# Results",
         "",
-        "Generated by `pocketqa report` from the run files in `runs/`; edits by hand are found by `pocketqa report --check`.",
+        "Generated by `pocketqa report` from run files; edits by hand are found by `pocketqa report --check`.",
         "EM and F1 are those of the official SQuAD evaluation, in percent. Brackets hold 95 % bootstrap intervals (10,000 resamples, of times and",
         "rates 1,000 or more); differences and ratios are paired, question by question. A model is named by the first digits of the sha256 of its",
         "weights.",
@@ -163,13 +161,14 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, lists: Lists | None
         head += [*earlier, ""]
     sections = [
         *((TITLES[split], _split_lines(runs, split, link, lists.pairs)) for split in SPLITS),
+        ("Sizes", mobile_tables.size_lines(runs, brief)),
         ("Compression", mobile_tables.compression_lines(runs, link)),
         ("Training", training_tables.training_lines(runs, link)),
         ("Classification", training_tables.task_lines(runs, link)),
         ("Ablation", training_tables.ablation_lines(runs, link)),
         ("Experiments", experiment_lines(lists.experiments, runs, brief)),
         ("Training speed", training_tables.speed_lines(runs, link)),
-        ("Latency", mobile_tables.latency_lines(runs, link, brief)),
+        ("Latency", mobile_tables.latency_lines(runs, link)),
         ("The paper's phone experiment", mobile_tables.audit_lines(runs, brief)),
         ("Zoo", zoo_tables.zoo_lines(runs, link)),
         ("Claims audited", claim_lines(lists.claims, of_current(runs, lists.pairs), brief, lists.pairs[-1].note if lists.pairs else "")),
@@ -180,8 +179,10 @@ def results_page(runs: tables.Runs, link: Link, brief: Link, lists: Lists | None
         ("Not checked", _not_checked(runs, brief)),
     ]
     filled = [(title, body) for title, body in sections if body]
-    told = {title: [NOTES[title], ""] if title in NOTES else [] for title, _ in filled}
-    return "\n".join([*head, *(line for title, body in filled for line in (f"## {title}", "", *told[title], *body, ""))])
+    told = {title: " ".join(said[title] for said in (NOTES, lists.notes) if title in said) for title, _ in filled}
+    return "\n".join(
+        [*head, *(line for title, body in filled for line in (f"## {title}", "", *([told[title], ""] if told[title] else []), *body, ""))]
+    )
 
 
 def with_contents(page: str) -> str:
@@ -222,9 +223,14 @@ def readme_table(runs: tables.Runs, link: Link, pairs: Sequence[Pair] = ()) -> s
     forms = {(s.sha256, s.engine, s.precision) for run in found.values() for s in run.subjects}
     times = {form: said for form, said in mobile_tables.question_times(runs, link).items() if form in forms} or None
     note += " Times are of whole questions of the project's own samples, asked one at a time." if times else ""
-    return "\n".join(
-        [note, "", *tables.evaluation_table(found, link, times), "", *tables.resampling(found), "", *pair_statements(found, pairs[-1:])]
-    ).rstrip()
+    small = mobile_tables.size_lines(of_current(runs, pairs), link, {s.sha256 for run in found.values() for s in run.subjects})
+    said = (
+        ["As files: Core ML packages for an iOS of that number or later, and the folder that servers read (ONNX Runtime, OpenVINO, PyTorch)."]
+        if small
+        else []
+    )
+    parts = [[note], tables.evaluation_table(found, link, times), tables.resampling(found), pair_statements(found, pairs[-1:]), said, small]
+    return "\n".join(mobile_tables.joined(parts))
 
 
 def readme_page(path: Path, section: str) -> str:
@@ -289,7 +295,20 @@ def _lists(arguments: argparse.Namespace) -> Lists:
         read(arguments.claims, CLAIMS, read_claims, Claims()),
         read(arguments.experiments, beside(EXPERIMENTS), read_experiments, ()),
         read(arguments.pairs, beside(PAIRS), read_pairs, ()),
+        read(arguments.notes, beside(SAID), read_notes, {}),
     )
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """What a list says, by section.  Raises DataError with all problems at once."""
+    titles = (*TITLES.values(), *(title for title in NOTES if title not in TITLES.values()))
+
+    def problems(entry: JSON) -> list[str]:
+        wrong = [] if entry.get("section") in titles else [f"section must be one of {', '.join(titles)}; found {entry.get('section')!r}"]
+        wrong += [] if isinstance(entry.get("text"), str) else [f"text must be str, found {entry.get('text')!r}"]
+        return wrong + [f"unknown entry {key!r}" for key in entry if key not in ("section", "text")]
+
+    return {entry["section"]: entry["text"] for entry in read_list(path, "notes", "note", problems)}
 
 
 def _not_checked(runs: tables.Runs, link: Link) -> list[str]:
@@ -312,6 +331,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiments", type=Path, metavar="FILE", help=words)
     words = f"models that belong together (default: {PAIRS} beside the run files' folder, where there is one; else all of the newest weights)"
     parser.add_argument("--pairs", type=Path, metavar="FILE", help=words)
+    words = f"what sections say of these models and data (default: {SAID} beside the run files' folder, where there is one)"
+    parser.add_argument("--notes", type=Path, metavar="FILE", help=words)
     parser.add_argument("--html", type=Path, metavar="DIR", help="also write DIR/index.html and its figures (extra `report`)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a page disagrees with the run files")
     return parser

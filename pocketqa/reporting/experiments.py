@@ -50,7 +50,8 @@ def experiment_lines(experiments: Sequence[Experiment], runs: Runs, link: Link) 
     if not experiments:
         return []
     return [
-        "On the development split, one seed each. Where both were evaluated question by question, the difference has an interval.",
+        "On the development split where the row says nothing else, one seed each. Where both were evaluated question by question, the difference has "
+        "an interval.",
         "",
         *table(HEAD, [_row(experiment, runs, link) for experiment in experiments]),
     ]

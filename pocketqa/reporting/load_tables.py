@@ -24,7 +24,12 @@ def load_lines(runs: Runs, link: Link) -> list[str]:
     found = of_kind(runs, "load")
     single = {name: run for name, run in found.items() if "search" not in run.results}
     doubts = [f"- {run.name}: {doubt}" for run in single.values() for doubt in (*_void(run), *busy_sentences(run))]
-    parts = [timing_table(single, "load", link), _where_table(single, link), doubts]
+    nothing = [
+        f"- {run.results['workload']}: no request had an answer, {run.results.get('failures', 'an unknown number')} failed {link(name, run)}"
+        for name, run in single.items()
+        if not run.results.get("timings")
+    ]
+    parts = [timing_table(single, "load", link), _where_table(single, link), doubts, nothing]
     for name, run in found.items():
         if "search" in run.results:
             parts += _search_parts(name, run, link)

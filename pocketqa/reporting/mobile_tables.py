@@ -6,10 +6,22 @@ Rows are as in tables.py.  MB are 10^6 bytes, MiB 2^20; times are in the unit th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from pocketqa.reporting.tables import Runs, interval, model_cell, model_order, of_kind, processor, questions_cell, signed, table, timing_table
-from pocketqa.runs import RunFile
+from pocketqa.reporting.tables import (
+    Runs,
+    interval,
+    model_cell,
+    model_order,
+    of_kind,
+    order_of,
+    processor,
+    questions_cell,
+    signed,
+    table,
+    timing_table,
+)
+from pocketqa.runs import RunFile, Subject
 from pocketqa.statistics import Interval
 from pocketqa.types import JSON
 
@@ -25,10 +37,11 @@ LATENCY_HEAD = (
     "peak memory", "of that for model and run",
 )  # fmt: skip
 RATIO_HEAD = ("how many times longer the first takes", "p50 [95 %]", "p90 [95 %]", "forward p50 [95 %]", "verdict")
-SIZE_HEAD = ("contestant", "package", "weights", "zipped", "measured")
+SIZE_HEAD = ("model", "form", "parameters", "package", "weights", "zipped", "F1 against its model in float32", "measured")
 AUDIT_HEAD = ("claim", "source", "published artefact", "ours", "conditions", "compares like with like")
 UNLIKE = "no verdict: they compute other numbers of positions"
 BUSY = "no verdict: busy machine"
+FOLDERS = ("onnxruntime", "openvino", "pytorch")  # engines of a model folder, whose weights are float16 for all of them
 FEW_GROUPS = 4  # groups of weights whose schemes are listed one by one
 
 
@@ -51,7 +64,6 @@ def verification_table(found: Runs, link: Link) -> list[str]:
     for name, run in found.items():
         r = run.results
         agreement: JSON = r["agreement"] or {}
-        lost = signed(Interval.from_json(agreement["f1_loss"]).scaled(-1)) if agreement else "not measured"
         scores = (interval(Interval.from_json(r["intervals"][key])) for key in ("exact_match", "f1"))
         rows.append(
             (
@@ -60,7 +72,7 @@ def verification_table(found: Runs, link: Link) -> list[str]:
                 *(megabytes(r["bytes"].get(key)) for key in ("package", "weights", "zipped")),
                 questions_cell(r),
                 *scores,
-                lost,
+                _gained(r),
                 _same_spans(agreement),
                 _psnr(agreement),
                 _gate(r["gate"]),
@@ -120,14 +132,47 @@ def races(runs: Runs) -> dict[str, RunFile]:
     return {name: run for name, run in of_kind(runs, "latency").items() if "stages" in run.results and "zoo" not in run.results}
 
 
-def latency_lines(runs: Runs, link: Link, brief: Link) -> list[str]:
-    """A part for each race, the newest first; bytes of all contestants; then the latencies of earlier versions."""
+def size_lines(runs: Runs, link: Link, weights: Collection[str] | None = None) -> list[str]:
+    """A table of what models weigh, one row for each form, the largest first: folders and programs that raced, and verified bundles.
+
+    Where a form was measured more than once, the newest race counts, and the verification on SQuAD dev or else of most questions.  weights: sha256 of
+    the models to show; None for all.
+    """
+    found: dict[tuple[str, str], tuple[RunFile, Subject, JSON, tuple[str, ...]]] = {}
+    for name, run in sorted(races(runs).items(), key=lambda item: item[1].created):
+        for subject in sorted(run.subjects, key=lambda s: -len(s.name)):  # one that is asked other queries has a longer name, and the same files
+            label = f"{subject.name}, {subject.engine} {subject.precision}"
+            if label in run.results.get("bytes", {}):
+                folder = subject.engine in FOLDERS and subject.precision != "int8"
+                kind = "model folder" if folder else f"{subject.engine} {subject.precision}"
+                who = f"{subject.name} (random weights)" if _is_random(run, label) else model_cell(subject)
+                found[subject.sha256, kind] = (run, subject, run.results["bytes"][label], (who, kind, "", link(name, run)))
+
+    def worth(item: tuple[str, RunFile]) -> tuple[object, ...]:
+        return "squad-dev" in {d.split for d in item[1].data}, item[1].results["count"], item[1].created
+
+    for name, run in sorted(of_kind(runs, "verification").items(), key=worth):
+        subject, kind = run.subjects[0], form(run.results)
+        found[subject.sha256, kind] = (run, subject, run.results["bytes"], (model_cell(subject), kind, _gained(run.results), link(name, run)))
+    shown = [entry for (sha256, _), entry in found.items() if weights is None or sha256 in weights]
+    newest = {sha256: max(run.created for run, subject, _, _ in shown if subject.sha256 == sha256) for sha256 in {entry[1].sha256 for entry in shown}}
+    parameters = {subject.sha256: f"{sizes['parameters'] / 1e6:.1f} million" for _, subject, sizes, _ in shown if "parameters" in sizes}
+    shown.sort(key=lambda entry: (-entry[2]["package"], entry[3]))
+    shown.sort(key=lambda entry: newest[entry[1].sha256], reverse=True)
+    shown.sort(key=lambda entry: order_of(entry[1]))
+    rows = []
+    for _, subject, sizes, (who, kind, gained, origin) in shown:
+        bytes_of = (megabytes(sizes.get(key)) for key in ("package", "weights", "zipped"))
+        rows.append((who, kind, parameters.get(subject.sha256, ""), *bytes_of, gained, origin))
+    return table_if_any(SIZE_HEAD, rows)
+
+
+def latency_lines(runs: Runs, link: Link) -> list[str]:
+    """A part for each race, the newest first; then the latencies of earlier versions."""
     found, older = races(runs), {name: run for name, run in of_kind(runs, "latency").items() if "stages" not in run.results}
     newest = sorted(found.items(), key=lambda item: item[1].created, reverse=True)
     parts = [part for name, run in newest for part in _race_parts(run, link(name, run))]
-    sizes = {who: cells for name, run in newest[::-1] for who, cells in _sizes(run, brief(name, run)).items()}
-    bytes_of_all = table_if_any(SIZE_HEAD, ((who, *cells) for who, cells in sorted(sizes.items())))
-    return joined([*parts, ["### Bytes"] if sizes else [], bytes_of_all, timing_table(older, "latency", link)])
+    return joined([*parts, timing_table(older, "latency", link)])
 
 
 def _race_parts(run: RunFile, origin: str) -> list[list[str]]:
@@ -219,6 +264,11 @@ def joined(parts: Iterable[list[str]]) -> list[str]:
     return lines
 
 
+def _gained(results: JSON) -> str:
+    """F1 of a verified artefact beyond that of its model in float32."""
+    return signed(Interval.from_json(results["agreement"]["f1_loss"]).scaled(-1)) if results["agreement"] else "not measured"
+
+
 def _same_spans(agreement: JSON) -> str:
     if not agreement:
         return ""
@@ -292,15 +342,14 @@ def _positions(r: JSON, label: str) -> float | None:
     return None if found is None else float(found["positions"])
 
 
-def _sizes(run: RunFile, origin: str) -> dict[str, tuple[str, ...]]:
-    """Bytes of the contestants of a race, by contestant and weights, whatever its threads."""
-    sizes = {f"{label}{_weights(run, label)}": found for label, found in run.results.get("bytes", {}).items()}
-    return {who: (*(megabytes(found.get(key)) for key in ("package", "weights", "zipped")), origin) for who, found in sizes.items()}
+def _is_random(run: RunFile, label: str) -> bool:
+    """Whether the parameters of a contestant come from its configuration alone."""
+    return bool(run.results.get("origin", {}).get(label) == "configuration")
 
 
 def _weights(run: RunFile, label: str) -> str:
     """ " `06d763ca7da0`", or that they are random."""
-    if run.results.get("origin", {}).get(label) == "configuration":
+    if _is_random(run, label):
         return " (random weights)"
     return "".join([f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label][:1])
 

@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.order.append(body["model"])
         with self.server.alone:
             time.sleep(FORWARD_MS[body["model"]] / 1000)
-        if self.server.fault == "status" and body["model"] == "teacher":
+        if self.server.fault == "down" or (self.server.fault == "status" and body["model"] == "teacher"):
             self._send(503, {"error": {"code": "not_ready", "message": "The models are being opened."}})
         else:
             self._send(200, answer(body, self.server.fault), {f"X-{stage}-MS": str(value) for stage, value in timings(body["model"]).items()})

@@ -18,6 +18,7 @@ import pytest
 
 from loadtest.questions import SAMPLES
 from pocketqa import runs
+from pocketqa.reporting.load_tables import load_lines
 from tests.loadtest.stand_in import serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -130,6 +131,16 @@ def test_the_run_file_holds_the_table(tmp_path: Path) -> None:
     assert run.results["ratios"]["teacher / student, forward"] == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert run.results["scores"]["teacher"] == {"exact_match": 100.0, "f1": 100.0}
     assert run.command.startswith("locust -f loadtest/qa.py --headless")
+
+
+@pytest.mark.parametrize("flags", [(), ("--open-loop", "20")])
+def test_a_run_in_which_everything_failed_is_kept_with_its_failures(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with serve("down") as server:
+        done = run_locust(server.url, "-t", "1s", "--limit", "3", "--run-file", str(tmp_path / "load.json"), *flags)
+    assert done.returncode == 1
+    run = runs.read(tmp_path / "load.json")
+    assert run.results["failures"] == run.results["requests"] > 0 and run.results["timings"] == {}
+    assert "no request had an answer" in load_lines({"load.json": run}, lambda name, _: name)[-1]
 
 
 @pytest.mark.full

@@ -328,6 +328,25 @@ def test_output_is_the_same_every_time_and_from_elsewhere(project, tmp_path, mon
     assert report.main([*arguments, "--check"]) == 0
 
 
+def test_what_is_said_of_a_projects_own_data_stands_in_its_list_alone(project):
+    folder = project(evaluation("teacher", 80))
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert report.NOTES["SQuAD v1.1 dev"] in page and "nothing was chosen by it" not in page
+    notes = folder / "notes.toml"
+    notes.write_text(
+        '[[notes]]\nsection = "SQuAD v1.1 dev"\ntext = "Chosen by nothing."\n[[notes]]\nsection = "Zoo"\ntext = "Not shown."\n', encoding="utf-8"
+    )
+    report.main([])
+    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"\n{report.NOTES['SQuAD v1.1 dev']} Chosen by nothing.\n" in page and "Not shown" not in page
+    notes.write_text('[[notes]]\nsection = "Zoos"\nwords = "x"\n', encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"note 1: section must be one of .*Zoo.*; found 'Zoos'; note 1: text must be str, found None; note 1: unknown entry 'words'"
+    ):
+        report.main([])
+
+
 def test_a_page_that_cannot_be_written_is_an_error(project):
     folder = project(evaluation("teacher", 80))
     (folder / "pages").mkdir()
@@ -404,7 +423,7 @@ def test_verified_artefacts(project):
     few = mobile_runs.verification(scheme="int8", gate={"limit": 0.6, "f1_loss": none_lost, "questions": 40, "least_questions": 500, "passed": False})
     folder = project(mobile_runs.verification(), alone, loud, few)
     report.main([])
-    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    page, sizes = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Sizes\n")
     assert "## SQuAD v1.1 dev" in page and report.EXPORTED in page
     fp16 = row(page, "ios16, fp16")
     assert "| student `bbbbbbbbbbbb` | ios16, fp16 | 45.3 MB | 45.3 MB | 40.8 MB | 40 | 75.00 [" in fp16
@@ -415,7 +434,10 @@ def test_verified_artefacts(project):
     assert "| NOT SHOWN: loss up to 0.75, limit 0.6 | 1 hazards, 3 values not finite, 1,002 values beyond float16 |" in row(
         page, "ios18, layout ane, int4"
     )
-    assert page.index("teacher `a") < page.index("ios16, fp16") < page.index("ios16, palette4")  # the larger package first
+    for part in (page, sizes):
+        assert part.index("teacher `a") < part.index("ios16, fp16") < part.index("ios16, palette4")  # the larger package first
+    assert "| student `bbbbbbbbbbbb` | ios16, fp16 |  | 45.3 MB | 45.3 MB | 40.8 MB | -0.05 [-0.25, +0.05] | [run file](runs/verif" in sizes
+    assert "| 12.0 MB | 12.0 MB | 10.8 MB | not measured |" in row(sizes, "ios16, palette4")
     assert report.main(["--check"]) == 0
 
 
@@ -424,9 +446,9 @@ def test_artefacts_of_one_model_stand_together(project):
     old = replace(old, created="2026-01-01T00:00:00Z", subjects=(replace(old.subjects[0], sha256="9" * 64),))
     folder = project(old, mobile_runs.verification(), mobile_runs.verification(scheme="int8", megabytes=23.0))
     report.main([])
-    page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    shown = [line.split("`")[1][:1] for line in page.splitlines() if line.startswith("| student `")]
-    assert shown == ["b", "b", "9"]  # the newest weights first, though the old package is the largest
+    for part in (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Sizes\n"):
+        shown = [line.split("`")[1][:1] for line in part.splitlines() if line.startswith("| student `")]
+        assert shown == ["b", "b", "9"]  # the newest weights first, though the old package is the largest
 
 
 def test_combinations_of_a_compression(project):
@@ -460,7 +482,7 @@ def test_races_with_devices_ratios_and_loads(project):
     fast = mobile_runs.race(remarks=["a pass takes 410 s"])
     folder = project(fast, phone, mobile_runs.race("crowded", (("student", "pytorch fp32", 30.0),), busy=True))
     report.main([])
-    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
+    sizes, page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Sizes\n")[1].split("## Latency")
     teacher = row(page, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` | 101 |")
     assert "| 40.00 ms | 56.00 ms | 59.60 ms | 4.00 + 32.00 + 4.00 ms | 0.81 s | 0.32 s | 0.20 s | 0.10 s | 1,310 MiB |" in teacher
     assert (
@@ -474,8 +496,8 @@ def test_races_with_devices_ratios_and_loads(project):
     assert crowded[1] == "Busy machine, so its times are not to be trusted: other processes used 40% of the machine."
     ratio = row(page, "teacher, onnxruntime fp32 / student, onnxruntime fp32 |")
     assert "| 2.00 [1.90, 2.10] | 2.20 [2.10, 2.30] | 1.80 [1.70, 1.90] | the student is faster |" in ratio
-    sizes = page.split("### Bytes")[1]
-    assert "| 90.0 MB | 89.0 MB | 80.0 MB | [run file](" in row(sizes, "| teacher, onnxruntime fp32 `aaaaaaaaaaaa` |")
+    assert "| model folder |  | 90.0 MB | 89.0 MB | 80.0 MB |  | [run file](" in row(sizes, "| teacher `aaaaaaaaaaaa` |")
+    assert "| coreml fp16 |" in row(sizes, "| student (random weights) |")
     assert "- a pass takes 410 s\n" in page
 
 
@@ -524,10 +546,25 @@ def test_the_newest_race_comes_first_and_bytes_once_though_threads_differ(projec
     older = replace(mobile_runs.race("two threads", threads=2), created="2026-01-01T00:00:00Z")
     folder = project(older, mobile_runs.race())
     report.main([])
-    page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Latency")[1]
-    assert page.index("### squad, 1 thread, full") < page.index("### squad, 2 threads, full") < page.index("### Bytes")
-    bytes_of_all = page.split("### Bytes")[1]
-    assert bytes_of_all.count("| teacher, onnxruntime fp32 `aaaaaaaaaaaa` |") == 1 and "squad-1-thread-2026-03-01" in bytes_of_all
+    sizes, page = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Sizes\n")[1].split("## Latency")
+    assert page.index("### squad, 1 thread, full") < page.index("### squad, 2 threads, full")
+    assert sizes.count("| teacher `aaaaaaaaaaaa` |") == 1 and "squad-1-thread-2026-03-01" in row(sizes, "| teacher `aaaaaaaaaaaa` |")
+
+
+def test_a_contestant_on_other_queries_is_no_other_model_and_files_of_the_newest_race_count(project):
+    short, long = (("student", "onnxruntime fp32", 20.0), ("student on 64 zeros", "onnxruntime fp32", 5.0))
+    counted = {"package": 45_214_546, "weights": 45_142_924, "zipped": 41_709_387, "parameters": 22_565_378}
+    run = mobile_runs.race(contestants=(long, short), bytes={f"{name}, onnxruntime fp32": counted for name, _, _ in (short, long)})
+    run = replace(run, subjects=tuple(replace(s, sha256="b" * 64, role="student") for s in run.subjects))
+    folder = project(run, mobile_runs.verification(), evaluation("student", 70))
+    report.main([])
+    sizes = (folder / "RESULTS.md").read_text(encoding="utf-8").split("## Sizes\n")[1].split("## Latency")[0]
+    small = (folder / "README.md").read_text(encoding="utf-8").split("As files: ")[1]
+    for part in (sizes, small):
+        assert [line.split(" | ")[:4] for line in part.splitlines() if line.startswith("| student")] == [
+            ["| student `bbbbbbbbbbbb`", "ios16, fp16", "22.6 million", "45.3 MB"],
+            ["| student `bbbbbbbbbbbb`", "model folder", "22.6 million", "45.2 MB"],
+        ]
 
 
 def test_the_paper_audited(project):
