@@ -54,8 +54,7 @@ def main(argv: list[str]) -> int:
         raise OptionsError(f"Expected to write a file at {given.out}, found a folder. Name a file with --out.")
     if given.out and Path(given.out).exists() and Path(given.data).exists() and Path(given.out).samefile(given.data):
         raise OptionsError(f"--out would overwrite the questions in {given.data}. Name another file.")
-    if given.run_file:
-        check_target(given.run_file)
+    check_target(given.run_file)
     examples = squad.load(given.data, given.limit, given.seed)
     if given.whole_articles:
         examples = whole_articles(examples, squad.load(given.data), Path(given.data).name)

@@ -38,7 +38,7 @@ from distillation.training.loop import DTYPES, make_optimizer
 from pocketqa.arguments import verb_parser
 from pocketqa.errors import OptionsError, TrainingError
 from pocketqa.features import Tokenizer
-from pocketqa.runs import DataFile, RunFile, Subject, mean_interval, mean_ratio, new_run, training_speed_results, write
+from pocketqa.runs import DataFile, RunFile, Subject, check_target, mean_interval, mean_ratio, new_run, training_speed_results, write
 from pocketqa.types import JSON
 
 SIDE = 2048  # of the square matrices whose product is the machine's rate
@@ -79,6 +79,7 @@ class Difference:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa benchmark --workload training`."""
     given = _parse(argv)
+    check_target(given.run_file)
     recipe = recipes.from_arguments(given, PretrainRecipe)
     model = _model(given.model, recipe)
     teacher = _model(given.teacher, recipe).eval() if given.teacher else None

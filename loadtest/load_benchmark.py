@@ -66,6 +66,7 @@ class Contestant:
 def main(argv: list[str]) -> int:
     """The verb `pocketqa benchmark --workload load`.  Raises PocketQAError."""
     given = _parse(argv)
+    runs.check_target(given.run_file)
     questions = load_questions(given.data, given.limit, given.seed)
     try:
         terms = Terms(Objective.parse(given.objective), given.seconds, given.max_lag / 1000)

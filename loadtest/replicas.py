@@ -74,6 +74,7 @@ class Setup:
 def main(argv: Sequence[str]) -> int:
     """The command `python -m loadtest.replicas`.  Raises PocketQAError."""
     given = _parse(argv)
+    runs.check_target(given.run_file)
     questions = load_questions(given.data, given.limit, given.seed)
     cores = split_cores()
     with running(given, cores) as (one, two), pinned(cores.client):

@@ -61,6 +61,7 @@ MAX_OTHERS = 0.1  # share of the machine's cores that other processes may use me
 def main(argv: list[str]) -> int:
     """The verb `pocketqa benchmark --workload service`.  Raises PocketQAError."""
     given = _parse(argv)
+    runs.check_target(given.run_file)
     for package in ("torch", "transformers"):  # of the baselines, and of the rate of matrix products
         if find_spec(package) is None:
             raise MissingExtra(package, "train", "`pocketqa benchmark --workload service`")

@@ -55,6 +55,7 @@ class Tally:
 def main(argv: Sequence[str]) -> int:
     """The command `python -m loadtest.shadow_cost`.  Raises PocketQAError."""
     given = _parse(argv)
+    runs.check_target(given.run_file)
     questions = load_questions(given.data, given.limit, given.seed)
     cores = split_cores()
     with running(given, cores) as tallies, pinned(cores.client):

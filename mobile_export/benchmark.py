@@ -41,6 +41,7 @@ NO_PHONE = "phones: this is the CPU of a server or desktop machine"
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status: 1 where a race was interrupted, or a checked file is not valid under its mode.  Raises PocketQAError."""
     arguments = parse(argv)
+    runs.check_target(arguments.run_file)
     if arguments.check:
         return _check_file(arguments.check, arguments.json)
     if arguments.preset == "paper":

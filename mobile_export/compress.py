@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status.  Raises PocketQAError."""
     given = _parser().parse_args(argv)
     _check(given)
+    runs.check_target(given.run_file)
 
     from mobile_export.bundle import check_out, open_bundle
 
@@ -80,9 +81,9 @@ def main(argv: list[str]) -> int:
     check_out(out, given.force)
     examples = _examples(bundle, given) if given.data else []
     report = _search(bundle, out, examples, given) if given.scheme == MIXED else _compress(bundle, out, examples, given)
+    print(json.dumps(report) if given.json else summary(report, given.data), flush=True)
     if given.run_file:
         _progress(f"run file: {runs.write(_run(bundle, report, given, argv), given.run_file)}")
-    print(json.dumps(report) if given.json else summary(report, given.data))
     return 0 if report["passed"] else BEYOND
 
 

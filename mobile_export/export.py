@@ -68,6 +68,7 @@ examples:
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status.  Raises PocketQAError."""
     arguments = _parser().parse_args(argv)
+    runs.check_target(arguments.run_file)
     target = find_target(arguments.target)
     scheme = arguments.scheme or next(iter(target.forms))
     lengths = check_lengths(_lengths(arguments))

@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status.  Raises PocketQAError."""
     given = _parser().parse_args(argv)
     _check(given)
+    runs.check_target(given.run_file)
 
     from mobile_export.bundle import open_bundle
     from mobile_export.verification.artefact import engine_for

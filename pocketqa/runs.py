@@ -106,6 +106,7 @@ __all__ = [
 SCHEMA = 1
 MADE = ("training", "ablation")  # kinds whose models came out of the run, and are others when it is repeated
 MAX_BYTES = 100_000
+MOST_BYTES = {"compression": 400_000}  # each point names the scheme of every weight, and a MobileBERT has some 360 of them
 KINDS = tuple(REQUIRED)
 SPLITS = ("squad-dev", "development", "training", "out-of-domain", "samples", "other")
 
@@ -222,8 +223,9 @@ def write(run: RunFile, path: str | Path) -> Path:
     _check_values(document, target.name)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     size = len(text.encode())
-    if size > MAX_BYTES:
-        raise DataError(f"{target.name}: a run file may have {MAX_BYTES} bytes, this one has {size}. Store summaries in place of single values.")
+    most = MOST_BYTES.get(run.kind, MAX_BYTES)
+    if size > most:
+        raise DataError(f"{target.name}: a run file may have {most} bytes, this one has {size}. Store summaries in place of single values.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text)
@@ -232,14 +234,21 @@ def write(run: RunFile, path: str | Path) -> Path:
     return target
 
 
-def check_target(path: str | Path) -> None:
-    """Asked before the work begins.  Raises DataError where `write` would find a file in place of its folder, or a folder in place of its file."""
+def check_target(path: str | Path | None) -> None:
+    """Asked before the work begins.  Raises DataError where `write` would find a file in place of its folder, a folder in place of its file, or a
+    place where this user may not write.  None: nothing will be written.
+    """
+    if path is None:
+        return
     target = Path(path)
     folder = target.parent if target.suffix == ".json" else target
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise DataError(f"Expected to write a run file to the folder {folder}, found a file. {PLACES}")
     if target.suffix == ".json" and os.path.isdir(target):
         raise DataError(f"Expected to write a run file at {target}, found a folder. {PLACES}")
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"Expected to write a run file to the folder {folder}, but {there} cannot be written to. Name another place.")
 
 
 def _own_place(path: Path, run: RunFile) -> Path:

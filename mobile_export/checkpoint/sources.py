@@ -33,7 +33,12 @@ HUB_FILES = (
     "README.md",  # states the licence
 )
 MODEL_TYPES = ("bert", "distilbert", "mobilebert")
-TO_SAFETENSORS = "python -c \"from transformers import AutoModelForQuestionAnswering as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\""
+# It stops where the weights have no question-answering head: transformers would make a random one.
+TO_SAFETENSORS = (
+    'python -c "from transformers import AutoModelForQuestionAnswering as M, AutoTokenizer as T; '
+    "m, info = M.from_pretrained('MODEL', output_loading_info=True); assert not info['missing_keys'], info['missing_keys']; "
+    "m.save_pretrained('FOLDER'); T.from_pretrained('MODEL').save_pretrained('FOLDER')\""
+)
 
 
 def add_no_answer(parser: argparse.ArgumentParser) -> None:

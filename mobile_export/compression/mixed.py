@@ -38,7 +38,7 @@ from pocketqa import __version__, squad
 from pocketqa.evaluation import Measured, evaluation_windows
 from pocketqa.features import Encoded, padded_flags
 from pocketqa.runtimes.cached import CachedRuntime
-from pocketqa.statistics import Interval, mean_difference, passes_gate
+from pocketqa.statistics import Interval, loss_interval, passes_gate
 from pocketqa.types import Batch, QAExample, Request, RuntimeInfo, SpanLogits
 
 CANDIDATES = ("int8", "palette6", "int4", "palette4")  # sparse is not among them: int8 is smaller, and nearer to the original
@@ -156,7 +156,7 @@ class Trials:
         """The loss of F1 against the reference, with its paired interval over articles."""
         reader = reader_over(self.bundle, _Trial(self, schemes))
         measured = measure_with(reader, self.bundle.window, examples, self._identity(schemes), self.options.cache, progress=True)
-        loss = mean_difference(reference.f1, measured.f1, squad.groups_of(examples)).scaled(100)
+        loss = loss_interval(reference.f1, measured.f1, squad.groups_of(examples)).scaled(100)
         return Point(dict(schemes), sum(part.after for part in parts_of(self.program, schemes)), measured.scores.f1, loss)
 
     def interpreter(self, schemes: Schemes) -> Interpreter:

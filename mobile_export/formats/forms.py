@@ -27,10 +27,11 @@ from pocketqa.features import Encoded, Tokenizer, make_batches
 from pocketqa.folders import Manifest, ModelFolder, atomic_folder, write_manifest
 from pocketqa.golden import Golden, replay
 from pocketqa.reader import Reader
-from pocketqa.runs import SPLITS, Interval, mean_difference, passes_gate
+from pocketqa.runs import SPLITS, Interval, passes_gate
 from pocketqa.runtimes.base import Runtime
 from pocketqa.runtimes.forms import FORMS, INT8, form_folder
 from pocketqa.runtimes.onnx import OnnxRuntime
+from pocketqa.statistics import loss_interval
 from pocketqa.types import JSON, Batch, QAExample, Request, SpanLogits, SpanOptions
 
 ENGINE_OF = {name: engine for engine, (name, _) in FORMS.items()}
@@ -245,7 +246,7 @@ class _Judge:
     def loss(self, reader: Reader) -> tuple[Interval, float]:
         """F1 loss in points, and F1."""
         after = self._f1(reader)
-        return mean_difference(self._exact, after, squad.groups_of(self._examples)).scaled(100), 100 * float(after.mean())
+        return loss_interval(self._exact, after, squad.groups_of(self._examples)).scaled(100), 100 * float(after.mean())
 
     @functools.cached_property
     def _exact(self) -> Values:

@@ -28,10 +28,10 @@ from mobile_export.timing.single_stream import (
     Rules,
     missed_minimums,
 )
-from mobile_export.timing.workloads import STSB_PAIRS, Workload
+from mobile_export.timing.workloads import STSB_PAIRS
 from pocketqa.environment import describe_environment
 from pocketqa.errors import DataError, OptionsError
-from pocketqa.reporting.mobile_tables import UNLIKE
+from pocketqa.reporting.mobile_tables import BUSY, UNLIKE
 from pocketqa.results import DEVICE, check_device
 from pocketqa.runs import RunFile, TimingSummary, mean_ratio, median_ratio, quantile_ratio, read, summarise_times, timing_results
 from pocketqa.statistics import RESAMPLES, TIME_UNITS, Interval
@@ -84,7 +84,7 @@ def race_results(race: Race, sizes: Mapping[str, JSON], device: JSON | None = No
         "origin": {label: entry.contestant.origin for label, entry in entries.items()},
         "p90_ratios": {name: found["p90"].to_json() for name, found in ratios.items()},
         "forward_ratios": {name: found["forward"].to_json() for name, found in ratios.items()},
-        "verdicts": {name: _verdict(ratios[name]["p50"], a, b, race.workload) for name, (a, b) in pairs.items()},
+        "verdicts": {name: _verdict(ratios[name]["p50"], a, b, race) for name, (a, b) in pairs.items()},
         "busy": race.load.reasons() != [],
         "load": race.load.to_json(),
         "restless": {label: entry.restless for label, entry in entries.items()},
@@ -116,11 +116,11 @@ def verdict(ratio: Interval, first: str, second: str) -> str:
     return f"{second} is faster" if ratio.low > 1 else f"{first} is faster"
 
 
-def _verdict(ratio: Interval, first: Entry, second: Entry, workload: Workload) -> str:
-    """None either where windows are said to have one length and one contestant computes another: padding, or zeros in place of a window."""
+def _verdict(ratio: Interval, first: Entry, second: Entry, race: Race) -> str:
+    """None either on a busy machine, or where windows are said to have one length and one contestant computes another: padding, or zeros."""
     a, b = first.contestant.label, second.contestant.label
-    unlike = workload.fixed_length and [sample.positions for sample in first.samples] != [sample.positions for sample in second.samples]
-    return UNLIKE if unlike else verdict(ratio, a, b)
+    unlike = race.workload.fixed_length and [sample.positions for sample in first.samples] != [sample.positions for sample in second.samples]
+    return UNLIKE if unlike else BUSY if race.load.reasons() else verdict(ratio, a, b)
 
 
 def read_latency(path: str | os.PathLike[str]) -> RunFile:

@@ -13,7 +13,7 @@ import numpy as np
 from pocketqa import squad
 from pocketqa.errors import OptionsError, VocabularyMismatch
 from pocketqa.evaluation import Measured, Values
-from pocketqa.statistics import Interval, least_questions, mean_difference, passes_gate
+from pocketqa.statistics import Interval, least_questions, loss_interval, passes_gate
 from pocketqa.types import JSON, Floats, QAExample
 
 GATES = {"fp16": 0.3, "int8": 0.6}  # percent points of F1 that a scheme may lose, unless the caller says otherwise
@@ -45,8 +45,8 @@ def compare_measured(artefact: Measured, reference: Measured, examples: Sequence
     difference = np.abs(found - wanted)
     return {
         "count": len(examples),
-        "f1_loss": mean_difference(reference.f1, artefact.f1, groups).scaled(100).to_json(),
-        "exact_match_loss": mean_difference(reference.exact, artefact.exact, groups).scaled(100).to_json(),
+        "f1_loss": loss_interval(reference.f1, artefact.f1, groups).scaled(100).to_json(),
+        "exact_match_loss": loss_interval(reference.exact, artefact.exact, groups).scaled(100).to_json(),
         "same_spans": round(100 * (1 - len(others) / len(examples)), 4),
         "differing_count": len(others),
         "differing": [_differing(examples[i], artefact, reference, i) for i in others],

@@ -253,6 +253,14 @@ def test_what_cannot_be_measured_is_refused(argv: list[str], error: type[Excepti
         main([folder if word == "MODEL" else word for word in argv])
 
 
+@pytest.mark.parametrize("preset", [(), ("--preset", "paper"), ("--preset", "zoo")])
+def test_an_unusable_run_file_is_told_before_the_race(preset: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="found a file"):
+        main([*(preset or models()), *LITTLE, "--run-file", str(tmp_path / "file")])
+    assert capsys.readouterr() == ("", "")
+
+
 def test_options_at_their_defaults_are_not_refused() -> None:
     for preset in ("paper", "zoo"):
         assert parse(["--preset", preset, "--lengths", "128,384", "--compute-unit", "cpu", "--threads", "1"]).preset == preset

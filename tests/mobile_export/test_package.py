@@ -5,7 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +331,23 @@ def test_a_checkpoint_that_cannot_be_packaged_says_why_and_leaves_nothing(kind, 
     with pytest.raises(error, match=message):
         package(str(source), tmp_path / "model", say=quietly)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_command_that_converts_pickled_weights_makes_what_can_be_packaged_and_no_head_of_noise(tmp_path):
+    for kind, whole in (("head", True), ("headless", False)):
+        source = shutil.copytree(checkpoint("bert"), tmp_path / kind) if whole else tiny_base(tmp_path / kind)
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in load_file(source / "model.safetensors").items()}
+        torch.save(tensors, source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+        with pytest.raises(IncompleteFolder) as refused:
+            package(str(source), tmp_path / "model", say=quietly)
+        words = shlex.split(str(refused.value).partition("once with: ")[2])
+        code = words[2].replace("'MODEL'", repr(str(source))).replace("'FOLDER'", repr(str(tmp_path / f"{kind} converted")))
+        done = subprocess.run([sys.executable, *words[1:2], code], capture_output=True, text=True, timeout=120)
+        assert (done.returncode == 0) == whole, done.stderr
+        assert whole or "qa_outputs" in done.stderr
+    assert not (tmp_path / "headless converted").exists()
+    package(str(tmp_path / "head converted"), tmp_path / "model", say=quietly)
 
 
 def test_a_failure_late_in_the_work_leaves_an_old_folder_as_it_was(tmp_path, monkeypatch):

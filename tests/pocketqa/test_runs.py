@@ -1,6 +1,7 @@
 """Run files: what may be written, what is read back, and comparisons of two of them."""
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -216,6 +217,13 @@ def test_written_and_read_back(tmp_path):
     runs.write(replace(run, created="2026-01-30T12:00:00Z"), tmp_path / "earlier.json")
     assert list(runs.read_all(tmp_path)) == ["earlier.json", "deeper/" + path.name]
     assert runs.read_all(tmp_path / "absent") == {}
+
+
+def test_a_place_that_is_not_ours_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(DataError, match=r"folder .*/a/b, but .* cannot be written to"):
+        runs.check_target(tmp_path / "a" / "b")
+    runs.check_target(None)
 
 
 def test_places_that_cannot_be_written_to(tmp_path):

@@ -5,10 +5,22 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pocketqa import runs
 from pocketqa.errors import OptionsError
-from pocketqa.statistics import Interval, count_groups, least_questions, mean_interval, median_ratio, quantile_ratio, resampled_means
+from pocketqa.statistics import (
+    FEW_GROUPS,
+    STUDENT,
+    Interval,
+    count_groups,
+    least_questions,
+    loss_interval,
+    mean_interval,
+    median_ratio,
+    quantile_ratio,
+    resampled_means,
+)
 
 
 def test_groups_named_by_long_texts_take_little_memory() -> None:
@@ -179,6 +191,35 @@ def test_a_gate_seldom_passes_what_loses_more():
             lost = (random.random(count) < 0.01).astype(float)
             passed[count] += runs.passes_gate(runs.mean_interval(lost, resamples=200, seed=trial).scaled(100), 0.3, count)
     assert passed[50] == 0 and passed[1000] <= 4
+
+
+def test_a_loss_in_few_groups_has_a_wide_interval():
+    # differences 0, 0 | 0.2, 0 with mean 0.05: group sums of what is beyond it -0.1 and 0.1; 12.706 x sqrt(2 x 0.02) / 4 = 0.6353
+    found = loss_interval([1, 1, 1, 1], [1, 1, 0.8, 1], ["a", "a", "b", "b"])
+    assert [found.value, found.low, found.high] == pytest.approx([0.05, 0.05 - 0.6353, 0.05 + 0.6353])
+    reference, ours = np.ones(1000), np.ones(1000)
+    ours[[0, 1, 2, 3, 4, 500, 501, 502, 503, 504]] = 0.5  # the same in both articles, so that drawing articles says nothing of it
+    articles = ["a"] * 500 + ["b"] * 500
+    alike, alone = runs.mean_difference(reference, ours, articles), runs.mean_difference(reference, ours)
+    assert runs.passes_gate(alike.scaled(100), 0.6, 1000)
+    found = loss_interval(reference, ours, articles)
+    assert [found.low, found.high] == pytest.approx([alone.low, alone.high])
+    assert not runs.passes_gate(found.scaled(100), 0.6, 1000)
+    for groups in (None, ["one"] * 1000, [f"{i % 20}" for i in range(1000)]):  # none, one, and enough
+        assert loss_interval(reference, ours, groups) == runs.mean_difference(reference, ours, groups)
+    assert [round(value, 3) for value in stats.t.ppf(0.975, np.arange(1, FEW_GROUPS - 1))] == list(STUDENT)
+
+
+def test_a_gate_on_few_articles_seldom_passes_what_loses_as_much_as_its_limit():
+    random = np.random.default_rng(4)
+    passed = dict.fromkeys((2, 5), 0)
+    for _ in range(100):
+        for count in passed:
+            groups = np.arange(300) % count
+            rates = np.clip(random.normal(0.05, 0.03, count), 0, 1)  # articles differ in what they lose, 5 points on average
+            lost = (random.random(300) < rates[groups]).astype(float)
+            passed[count] += runs.passes_gate(loss_interval(lost, np.zeros(300), groups).scaled(100), 5.0, 300)
+    assert max(passed.values()) <= 8, passed  # 2.5 are meant; by the bootstrap of articles alone it is some 20 of two
 
 
 def test_scaling_keeps_the_ends_in_order():

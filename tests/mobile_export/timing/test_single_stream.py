@@ -370,6 +370,8 @@ def test_no_verdict_where_positions_differ() -> None:
     done = race([first, replace(first, name="zeros", zeros=8)], workload(fixed_length=32), LITTLE, cold=False)
     found = race_results(done, {})
     assert list(found["verdicts"].values()) == ["no verdict: they compute other numbers of positions"]
+    crowded = replace(done, load=Load(others=0.4), workload=workload())
+    assert list(race_results(crowded, {})["verdicts"].values()) == ["no verdict: busy machine"]
     assert found["threads"] == 1 and found["device"]["compute_unit"] == "cpu"
 
 
