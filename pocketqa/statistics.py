@@ -110,7 +110,7 @@ def mean_difference(
 
 
 def loss_interval(reference: ArrayLike, ours: ArrayLike, groups: Groups | None = None) -> Interval:
-    """mean(reference) - mean(ours) of paired values (N,), for a gate: with its paired bootstrap interval.
+    """mean(reference) - mean(ours) of paired scores (N,) between 0 and 1, for a gate: with its paired bootstrap interval.
 
     The bootstrap takes few groups for more than they are.  With fewer than FEW_GROUPS the interval is no narrower than that of values without groups,
     and than Student's t with G - 1 degrees of freedom times the cluster-robust standard error (Cameron and Miller 2015, section VI).
@@ -122,7 +122,8 @@ def loss_interval(reference: ArrayLike, ours: ArrayLike, groups: Groups | None =
     sums = np.bincount(_units(groups, len(difference))[1], weights=difference - difference.mean())  # (G,)
     half = STUDENT[count - 2] * math.sqrt(count / (count - 1) * float(sums @ sums)) / len(difference)
     alone = mean_difference(reference, ours)
-    return replace(found, low=min(found.low, alone.low, found.value - half), high=max(found.high, alone.high, found.value + half))
+    low, high = min(found.low, alone.low, found.value - half), max(found.high, alone.high, found.value + half)
+    return replace(found, low=max(-1.0, low), high=min(1.0, high))
 
 
 def mean_ratio(
