@@ -289,6 +289,8 @@ def _is_written(folder: Path, sha256: str) -> bool:
 def _check(given: argparse.Namespace) -> None:
     if given.run_file and given.run_file.suffix == ".json":
         raise OptionsError(f"Expected a folder for --run-file, found {given.run_file}: a training on a task leaves two run files, or more.")
+    if given.seeds and min(given.seeds) < 0:
+        raise OptionsError(f"Expected --seeds of at least 0, found {min(given.seeds)}.")
     if given.seeds and len(set(given.seeds)) != len(given.seeds):
         raise OptionsError(f"Expected different --seeds, found {' '.join(map(str, given.seeds))}.")
 

@@ -56,6 +56,9 @@ class Trained:
         return cls(seed, start, config.get("teacher"), hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
 
 
+LEAST_TOKENS = 8  # of an example, of which a pair takes three for [CLS] and [SEP]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskScores:
     """What a model scores on a split: results of kind "classification", and the data they are of."""
@@ -77,9 +80,12 @@ def main(argv: list[str]) -> int:
     folder = ModelFolder(Path(given.model))
     manifest = folder.read_manifest() if folder.manifest.is_file() else None
     model = load_classifier(given.model, task, new_head=False)
+    positions, tokens = model.config.max_position_embeddings, given.max_tokens
+    if tokens is not None and not LEAST_TOKENS <= tokens <= positions:
+        raise OptionsError(f"Expected --max-tokens between {LEAST_TOKENS} and {positions}, the positions of this model; found {tokens}.")
     tokenizer = AutoTokenizer.from_pretrained(given.model, use_fast=True)
     trained = Trained.of(manifest.config, manifest.seed, manifest.parent) if manifest else Trained()
-    scored = score(model, tokenizer, task, examples_of, given.max_tokens or _trained_tokens(manifest), trained)
+    scored = score(model, tokenizer, task, examples_of, _trained_tokens(manifest) if tokens is None else tokens, trained)
     name = manifest.name if manifest else folder.path.name
     document = {"model": name, "data": scored.data.name, **summary(scored.results)}
     if given.run_file:

@@ -31,6 +31,12 @@ NUMBERED = "checkpoint-"  # and the step, HF's habit
 NOT_WRITTEN = (OSError, SafetensorError)  # what a full disk raises
 
 
+def forget(folder: Path) -> None:
+    """Remove the best and the numbered checkpoints of a run that was killed before its first state: they may be of other settings."""
+    for old in (folder / BEST, *folder.glob(f"{NUMBERED}*")):
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def save_tokenizer(source: str, out: Path) -> None:
     """Write tokenizer.json, vocab.txt and their configuration into a folder.  Raises TrainingError where `source` has none, or `out` is full."""
     from transformers import AutoTokenizer

@@ -95,6 +95,8 @@ class Keeper:
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"{self._keeping.state} is of another model: {error}. Delete {folder} to start again.") from None
         if document is None:
+            if processes.is_main():
+                checkpoints.forget(folder)
             return Progress()
         self._scaler.load_state_dict(document["scaler"])
         if processes.is_main():

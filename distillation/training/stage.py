@@ -32,6 +32,14 @@ WORDS = {
 }
 
 
+def named_folder(text: str) -> Path:
+    """The folder of --out: "." has no name for what is left beside it."""
+    path = Path(text)
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"expected a folder with a name of its own, such as out/student, found {text!r}")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Where a training leaves its result, and what it keeps on the way."""
@@ -50,7 +58,9 @@ class Stage:
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser) -> None:
         """--out, --name, --run-file, --license, and what is kept and told on the way."""
-        parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the checkpoint; DIR.run holds the unfinished run")
+        parser.add_argument(
+            "--out", required=True, type=named_folder, metavar="DIR", help="folder for the checkpoint; DIR.run holds the unfinished run"
+        )
         parser.add_argument("--name", help="name in manifest and model card (default: the folder's)")
         parser.add_argument("--license", metavar="ID", help="licence in the model card, such as apache-2.0 (default: unknown)")
         parser.add_argument("--run-file", type=Path, metavar="PATH", help="write a run file to this folder or .json path")

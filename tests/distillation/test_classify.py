@@ -314,6 +314,11 @@ def test_bad_calls(tmp_path: Path, data: Path, teacher: Path) -> None:
         classify.main([*common, "--run-file", "x.json"])
     with pytest.raises(OptionsError, match="Nothing is chosen by the development set"):
         classify.main([*common, "--evaluate-every", "2"])
+    with pytest.raises(OptionsError, match="--seeds of at least 0, found -1"):
+        classify.main([*common, "--seeds", "-1"])
+    for tokens in ("0", "-4", "2", "1000"):
+        with pytest.raises(OptionsError, match=f"Expected --max-tokens between 8 and .*; found {tokens}"):
+            evaluate.main([str(teacher / "sst2"), "--task", "sst2", "--data", str(data), "--max-tokens", tokens])
     with pytest.raises(OptionsError, match="different --seeds, found 1 1"):
         classify.main([*common, "--seeds", "1", "1"])
     with pytest.raises(TrainingError, match=r"--max-tokens \(600\) must not exceed.*--alpha-ce and --alpha-gold must not both be 0"):

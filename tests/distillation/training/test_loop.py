@@ -306,6 +306,14 @@ def test_the_best_is_still_known_after_a_stop(tmp_path: Path) -> None:
     assert (result.best_step, result.best_score) == (4, 2.0)
 
 
+def test_what_a_run_kept_that_was_killed_before_its_first_state_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    for name in ("best", "checkpoint-300"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("of another run")
+    train(tmp_path, checkpoint_every=6, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "state") == ["checkpoint-12", "checkpoint-18"]
+
+
 def test_a_score_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="finite development score after step 5, found nan"):
         train(tmp_path, score=lambda model: math.nan, evaluate_every=5)

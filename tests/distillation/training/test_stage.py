@@ -45,6 +45,13 @@ def test_flags_that_make_no_sense_are_all_named() -> None:
         parsed("--out", "x", "--save-every", "-1", "--keep", "0")
 
 
+@pytest.mark.parametrize("out", [".", "..", "a/..", "/"])
+def test_a_folder_without_a_name_of_its_own_is_refused(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parsed("--out", out)
+    assert "expected a folder with a name of its own" in capsys.readouterr().err
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     parsed("--out", str(tmp_path))  # empty
     (tmp_path / "file").touch()
