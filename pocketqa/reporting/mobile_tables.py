@@ -141,7 +141,7 @@ def size_lines(runs: Runs, link: Link, weights: Collection[str] | None = None) -
     found: dict[tuple[str, str], tuple[RunFile, Subject, JSON, tuple[str, ...]]] = {}
     for name, run in sorted(races(runs).items(), key=lambda item: item[1].created):
         for subject in sorted(run.subjects, key=lambda s: -len(s.name)):  # one that is asked other queries has a longer name, and the same files
-            label = f"{subject.name}, {subject.engine} {subject.precision}"
+            label = _label(subject)
             if label in run.results.get("bytes", {}):
                 folder = subject.engine in FOLDERS and subject.precision != "int8"
                 kind = "model folder" if folder else f"{subject.engine} {subject.precision}"
@@ -199,7 +199,7 @@ def question_times(runs: Runs, link: Link) -> dict[tuple[str, str, str], str]:
 
     for name, run in sorted(raced.items(), key=worth):
         for subject in run.subjects:
-            found = run.results["timings"].get(f"{subject.name}, {subject.engine} {subject.precision}")
+            found = run.results["timings"].get(_label(subject))
             if found is not None:
                 threads = f"{subject.threads} thread{'' if subject.threads == 1 else 's'}"
                 where = f"{threads} of {processor(run)}{', a busy machine' if run.results.get('busy') else ''}"
@@ -342,6 +342,11 @@ def _positions(r: JSON, label: str) -> float | None:
     return None if found is None else float(found["positions"])
 
 
+def _label(subject: Subject) -> str:
+    """The contestant of a race that a subject of its run file is."""
+    return f"{subject.name}, {subject.engine} {subject.precision}"
+
+
 def _is_random(run: RunFile, label: str) -> bool:
     """Whether the parameters of a contestant come from its configuration alone."""
     return bool(run.results.get("origin", {}).get(label) == "configuration")
@@ -351,7 +356,7 @@ def _weights(run: RunFile, label: str) -> str:
     """ " `06d763ca7da0`", or that they are random."""
     if _is_random(run, label):
         return " (random weights)"
-    return "".join([f" `{s.sha256[:12]}`" for s in run.subjects if f"{s.name}, {s.engine} {s.precision}" == label][:1])
+    return "".join([f" `{s.sha256[:12]}`" for s in run.subjects if _label(s) == label][:1])
 
 
 def threads_cell(r: JSON) -> str:
